@@ -1,0 +1,45 @@
+"""What one would use instead of pyar, each at its best, one file each.
+
+A peer module has `NAME` and `prepare(case, inputs, threads) -> Work`; it raises NotApplicable where it has no such job.
+Its imports are its dependencies: where one is missing the peer is reported as missing. Every module runs in a process
+of its own, so that thread pools do not meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+# Module → the name that tables use, in their order. The first is ours, what the others are compared with.
+CONTENDERS = {
+    "benchmarks.ours": "pyar",
+    "benchmarks.peers.jax_scan": "JAX lax.scan",
+    "benchmarks.peers.numba_loop": "numba",
+    "benchmarks.peers.addmm_lstm": "addmm cell",
+    "benchmarks.peers.nn_lstm": "nn.LSTM",
+    "benchmarks.peers.torch_eager": "PyTorch eager loop",
+    "benchmarks.peers.torch_vectorised": "PyTorch B×D×H",
+    "benchmarks.peers.torch_compiled": "torch.compile",
+    "benchmarks.peers.cuda_graph": "CUDA graph of the loop",
+}
+
+
+class NotApplicable(Exception):  # noqa: N818  (not an error: the peer has no such job)
+    """This peer has no such job; the message says why."""
+
+
+@dataclass
+class Work:
+    """`call()` does the job once and returns when it is done; `to_numpy(raw)` turns what it returned into arrays.
+
+    The arrays: log_prob → {"log_prob": [B]}; gradient → {"loss": [], and one gradient under each parameter's name};
+    sample → {"x": [B, D]}, and "log_prob" [B] where the peer gives it.
+    """
+
+    call: Callable[[], Any]
+    to_numpy: Callable[[Any], dict[str, np.ndarray]]
+    note: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)  # what another peer builds on

@@ -1,0 +1,149 @@
+"""numba: the loops as written in a textbook, one sample after the other, compiled, samples in parallel.
+
+fastmath lets the compiler reorder sums into vector registers, without which a dot product is scalar. There is no
+automatic differentiation, so no gradient.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numba import njit, prange
+
+from benchmarks.cases import Case, Inputs
+from benchmarks.peers import NotApplicable, Work
+
+NAME = "numba"
+
+
+@njit(fastmath=True, inline="always")
+def sigmoid(a):
+    return np.float32(1) / (np.float32(1) + np.exp(-a))
+
+
+@njit(fastmath=True)
+def conditional(a, h, V_d, b_d, logits):
+    """h = σ(a) and the logits of one dimension: K = 2 has the Bernoulli logit and a zero."""
+    for j in range(a.shape[0]):
+        h[j] = sigmoid(a[j])
+    offset = 1 if V_d.shape[0] == 1 else 0
+    logits[0] = 0
+    for p in range(V_d.shape[0]):
+        total = np.float32(0)
+        for j in range(h.shape[0]):
+            total += V_d[p, j] * h[j]
+        logits[p + offset] = total + b_d[p]
+
+
+@njit(fastmath=True)
+def inverse_cdf(logits, weights, u):
+    largest = logits.max()
+    total = np.float32(0)
+    for k in range(logits.shape[0]):
+        total += np.exp(logits[k] - largest)
+        weights[k] = total
+    state = 0
+    while state < logits.shape[0] - 1 and weights[state] <= u * total:
+        state += 1
+    return state
+
+
+@njit(parallel=True, fastmath=True)
+def nade_log_prob(x, W, c, V, b):
+    B, D = x.shape
+    K = W.shape[1] + 1
+    result = np.empty(B, np.float32)
+    for i in prange(B):
+        a = c.copy()
+        h = np.empty_like(c)
+        logits = np.empty(K, np.float32)
+        total = 0.0
+        for d in range(D):
+            conditional(a, h, V[d], b[d], logits)
+            largest = logits.max()
+            normaliser = np.float32(0)
+            for k in range(K):
+                normaliser += np.exp(logits[k] - largest)
+            total += logits[x[i, d]] - largest - np.log(normaliser)
+            if x[i, d] > 0:
+                row = W[d, x[i, d] - 1]
+                for j in range(a.shape[0]):
+                    a[j] += row[j]
+        result[i] = total
+    return result
+
+
+@njit(parallel=True, fastmath=True)
+def nade_sample(uniforms, W, c, V, b):
+    B, D = uniforms.shape
+    K = W.shape[1] + 1
+    x = np.empty((B, D), np.uint8)
+    for i in prange(B):
+        a = c.copy()
+        h = np.empty_like(c)
+        logits = np.empty(K, np.float32)
+        weights = np.empty(K, np.float32)
+        for d in range(D):
+            conditional(a, h, V[d], b[d], logits)
+            state = inverse_cdf(logits, weights, uniforms[i, d])
+            x[i, d] = state
+            if state > 0:
+                row = W[d, state - 1]
+                for j in range(a.shape[0]):
+                    a[j] += row[j]
+    return x
+
+
+@njit(parallel=True, fastmath=True)
+def lstm_sample(uniforms, table, recurrent, head, head_bias):
+    """table [K+1, 4H] of input terms, recurrent [H, 4H], head [K, H]: the row form keeps the inner loop contiguous."""
+    B, D = uniforms.shape
+    H = recurrent.shape[0]
+    K = head.shape[0]
+    x = np.empty((B, D), np.uint8)
+    for i in prange(B):
+        h = np.zeros(H, np.float32)
+        cell = np.zeros(H, np.float32)
+        gates = np.empty(4 * H, np.float32)
+        logits = np.empty(K, np.float32)
+        weights = np.empty(K, np.float32)
+        previous = K
+        for d in range(D):
+            for j in range(4 * H):
+                gates[j] = table[previous, j]
+            for r in range(H):
+                value = h[r]
+                for j in range(4 * H):
+                    gates[j] += value * recurrent[r, j]
+            for j in range(H):
+                cell[j] = sigmoid(gates[H + j]) * cell[j] + sigmoid(gates[j]) * np.tanh(gates[2 * H + j])
+                h[j] = sigmoid(gates[3 * H + j]) * np.tanh(cell[j])
+            for k in range(K):
+                total = np.float32(0)
+                for j in range(H):
+                    total += head[k, j] * h[j]
+                logits[k] = total + head_bias[k]
+            previous = inverse_cdf(logits, weights, uniforms[i, d])
+            x[i, d] = previous
+    return x
+
+
+def prepare(case: Case, inputs: Inputs, threads: int) -> Work:
+    if case.task == "gradient":
+        raise NotApplicable("numba has no automatic differentiation")
+    if case.device != "cpu":
+        raise NotApplicable("written for the CPU")
+    if case.model == "lstm" and (case.task != "sample" or case.num_layers != 1):
+        raise NotApplicable("the sampling loop of one layer")
+    numba.set_num_threads(threads)
+    p = inputs.parameters
+    if case.model == "lstm":
+        bias = p["bias_ih_l0"] + p["bias_hh_l0"]
+        table = np.concatenate((p["weight_ih_l0"].T + bias, bias[None]))
+        recurrent = np.ascontiguousarray(p["weight_hh_l0"].T)
+        arguments = (inputs.uniforms, table, recurrent, p["head_weight"], p["head_bias"])
+        return Work(lambda: lstm_sample(*arguments), lambda x: {"x": x})
+    values = (p["W"], p["c"], p["V"], p["b"])
+    if case.task == "log_prob":
+        return Work(lambda: nade_log_prob(inputs.x, *values), lambda value: {"log_prob": value})
+    return Work(lambda: nade_sample(inputs.uniforms, *values), lambda x: {"x": x})

@@ -1,0 +1,70 @@
+"""What the PyTorch peers share: tensors from arrays, results to arrays, the inverse CDF."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.cases import Case, Inputs
+from benchmarks.peers import NotApplicable, Work
+
+
+def setup(case: Case, threads: int) -> torch.device:
+    torch.set_num_threads(threads)
+    if case.device == "cuda":
+        if not torch.cuda.is_available():
+            raise NotApplicable("there is no CUDA device")
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+    return torch.device(case.device)
+
+
+def tensors(case: Case, inputs: Inputs) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """x uint8, uniforms and parameters on the case's device."""
+    device = torch.device(case.device)
+    parameters = {name: torch.from_numpy(value).to(device) for name, value in inputs.parameters.items()}
+    return torch.from_numpy(inputs.x).to(device), torch.from_numpy(inputs.uniforms).to(device), parameters
+
+
+def work(case: Case, call: Callable[[], dict[str, Tensor]], note: str = "") -> Work:
+    """A Work that waits for the GPU, and hands out arrays."""
+
+    def finished() -> Any:
+        result = call()
+        if case.device == "cuda":
+            torch.cuda.synchronize()
+        return result
+
+    def to_numpy(raw: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        return {name: value.detach().cpu().numpy() for name, value in raw.items()}
+
+    return Work(finished, to_numpy, note, {"call": call})
+
+
+def gradient_call(
+    parameters: dict[str, Tensor], mean_nll: Callable[[dict[str, Tensor]], Tensor]
+) -> Callable[[], dict[str, Tensor]]:
+    """A call that computes the loss and the gradients of all parameters by autograd."""
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
+
+    def call() -> dict[str, Tensor]:
+        loss = mean_nll(leaves)
+        gradients = torch.autograd.grad(loss, list(leaves.values()))
+        return {"loss": loss, **dict(zip(leaves, gradients, strict=True))}
+
+    return call
+
+
+def draw(logits: Tensor, u: Tensor) -> Tensor:
+    """The inverse CDF: logits [B, K], u [B] → states int64 [B]."""
+    prefix = torch.cumsum(torch.exp(logits - logits.amax(1, keepdim=True)), 1)
+    return (prefix <= (u * prefix[:, -1])[:, None]).sum(1).clamp_(max=logits.shape[1] - 1)
+
+
+def with_zero_state(W: Tensor) -> Tensor:
+    """W [D, K−1, H] → [D, K, H] with the row of zeros that state 0 contributes."""
+    return torch.cat((torch.zeros_like(W[:, :1]), W), 1)

@@ -1,0 +1,194 @@
+"""Runs contenders side by side on one case: check first, then interleaved repetitions, median with its spread."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cases import Case, build_inputs
+from benchmarks.check import Checker
+from benchmarks.machine import Machine
+from benchmarks.peers import CONTENDERS
+from benchmarks.worker import save_inputs, serve
+
+# A contender repeats its work for this long at most, but at least so often (work that takes many seconds is steady
+# enough for fewer), and so often at most.
+BUDGET_SECONDS = 1.5
+MIN_REPETITIONS, MAX_REPETITIONS = 3, 25
+LONG_SECONDS, LONG_REPETITIONS = 3.0, 2
+# Shorter work is done several times for one reading of the clock.
+SHORTEST_READING = 0.01
+
+
+@dataclass
+class Outcome:
+    """One contender on one case. status: ok, wrong, missing, not applicable, failed."""
+
+    contender: str
+    status: str
+    reason: str = ""
+    seconds: list[float] = field(default_factory=list)
+    error: float | None = None
+    facts: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+
+    def to_json(self, floor: float) -> dict[str, Any]:
+        record: dict[str, Any] = {"contender": self.contender, "status": self.status}
+        if self.reason:
+            record["reason"] = self.reason
+        if self.error is not None:
+            record["error_over_tolerance"] = float(f"{self.error:.2g}")
+        if self.seconds:
+            p20, median, p80 = np.percentile(self.seconds, (20, 50, 80))
+            record |= {"median_ms": significant(1e3 * median), "p20_ms": significant(1e3 * p20)}
+            record |= {"p80_ms": significant(1e3 * p80), "repetitions": len(self.seconds)}
+            record["fraction_of_floor"] = significant(floor / median)
+        record |= {name: significant(value) for name, value in self.facts.items()}
+        if self.note:
+            record["note"] = self.note
+        return record
+
+
+def significant(value: float) -> float:
+    """Four significant digits."""
+    return float(f"{value:.4g}")
+
+
+class Contender:
+    """One contender's process."""
+
+    def __init__(self, module: str, cores: Iterable[int]) -> None:
+        self.name = CONTENDERS.get(module, module)
+        self.cores = list(cores)
+        context = multiprocessing.get_context("spawn")
+        self.connection: Connection
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, module, self.cores), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.missing: str | None = None
+        self.started = False
+
+    def wait_until_started(self) -> None:
+        if not self.started:
+            status, *reason = self.receive()
+            self.missing = reason[0] if status != "ready" else None
+            self.started = True
+
+    def ask(self, *message: Any) -> tuple:
+        try:
+            self.connection.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            return "failed", f"its process ended with exit code {self.process.exitcode}"
+        return self.receive()
+
+    def receive(self) -> tuple:
+        try:
+            return self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join(1)
+            return "failed", f"its process ended with exit code {self.process.exitcode}"
+
+    def prepare(self, case: Case, folder: str, seed: int, checker: Checker) -> Outcome:
+        """Prepares, does the work once and checks what came out."""
+        self.wait_until_started()
+        if self.missing is not None:
+            return Outcome(self.name, "missing", self.missing)
+        status, *answer = self.ask("prepare", case, folder, seed)
+        if status != "result":
+            return Outcome(self.name, status, answer[0])
+        result, facts, note = answer
+        error = checker.error(result)
+        # Written so that NaN is wrong.
+        status = "ok" if error <= 1 else "wrong"
+        return Outcome(self.name, status, "", [], error, facts, note)
+
+    def stop(self) -> None:
+        if self.process.is_alive():
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may just have ended by itself
+                self.connection.send(("stop",))
+            self.process.join(5)
+        if self.process.is_alive():
+            self.process.terminate()
+
+
+class Runner:
+    """Holds the processes for as long as cases follow each other; a context manager."""
+
+    def __init__(self, modules: Iterable[str], machine: Machine, data_dir: str | None = None, budget=BUDGET_SECONDS):
+        cores = sorted(os.sched_getaffinity(0))[: machine.threads]
+        self.machine = machine
+        self.data_dir = data_dir
+        self.budget = budget
+        self.contenders = {module: Contender(module, cores) for module in modules}
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *_) -> None:
+        for contender in self.contenders.values():
+            contender.stop()
+
+    def run(self, case: Case, modules: Iterable[str] | None = None) -> dict[str, Any]:
+        """The case's record: the case, its floor, and an outcome for every contender."""
+        inputs = build_inputs(case, self.data_dir)
+        checker = Checker(case, inputs)
+        folder = save_inputs(inputs)
+        chosen = [self.contenders[module] for module in (modules or self.contenders)]
+        try:
+            outcomes = {c.name: c.prepare(case, folder.name, inputs.seed, checker) for c in chosen}
+        finally:
+            folder.cleanup()
+        running = [c for c in chosen if outcomes[c.name].status == "ok"]
+        self.time(running, outcomes)
+        floor = self.machine.floor_seconds(case, inputs.changing_share)
+        return {
+            **case.to_json(),
+            "share_of_zeros": round(1 - inputs.changing_share, 3),
+            "floor_ms": significant(1e3 * floor),
+            "outcomes": [outcome.to_json(floor) for outcome in outcomes.values()],
+        }
+
+    def time(self, running: list[Contender], outcomes: dict[str, Outcome]) -> None:
+        """Fills in the seconds: in every round each contender that still has budget is timed once."""
+        calls, repetitions = {}, {}
+        for contender in list(running):
+            seconds = self.read_clock(contender, 1, outcomes)
+            if seconds is None:
+                running.remove(contender)
+                continue
+            calls[contender.name] = max(1, round(SHORTEST_READING / max(seconds, 1e-7)))
+            each = seconds * calls[contender.name]
+            fewest = MIN_REPETITIONS if seconds < LONG_SECONDS else LONG_REPETITIONS
+            repetitions[contender.name] = int(np.clip(self.budget / each, fewest, MAX_REPETITIONS))
+            if seconds > self.budget:  # the reading just taken was a warm one and counts
+                outcomes[contender.name].seconds.append(seconds)
+        rounds = max(repetitions.values(), default=0)
+        for turn in range(rounds):
+            for contender in list(running):
+                name = contender.name
+                # A contender with fewer repetitions spreads them over all rounds.
+                due = (turn + 1) * repetitions[name] // rounds > turn * repetitions[name] // rounds
+                if due and len(outcomes[name].seconds) < repetitions[name]:
+                    seconds = self.read_clock(contender, calls[name], outcomes)
+                    if seconds is None:
+                        running.remove(contender)
+                    else:
+                        outcomes[name].seconds.append(seconds)
+
+    def read_clock(self, contender: Contender, calls: int, outcomes: dict[str, Outcome]) -> float | None:
+        # The thread pool of the contender before may still be spinning for work; libgomp's does for some 10 ms.
+        time.sleep(0.03)
+        status, answer = contender.ask("time", calls)
+        if status == "seconds":
+            return answer
+        outcomes[contender.name] = Outcome(contender.name, "failed", answer)
+        return None

@@ -1,0 +1,180 @@
+"""How cost grows with the batch, D, H, K and the threads; and what else users wait for: memory, import, build."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import Case, build_inputs, describe_data
+from benchmarks.machine import MEGABYTE, Machine, measure_machine
+from benchmarks.runner import Contender, Runner, significant
+from benchmarks.tables import describe_outcome, print_record
+from benchmarks.worker import save_inputs
+
+OURS, JAX = "benchmarks.ours", "benchmarks.peers.jax_scan"
+MODULES = [OURS, JAX]
+BATCHES = (1, 10, 100, 1000, 10_000)
+# Beyond this many multiply-adds of a PixelLSTM, JAX would take minutes: pyar alone is measured there.
+JAX_LIMIT = 1e12
+IMPORT_RUNS = 5
+
+
+def cases() -> Iterator[tuple[str, Case, list[str]]]:
+    """(the axis that varies, the case, contenders). D, H and K vary on dense data: all dimensions cost alike."""
+    for task in ("log_prob", "gradient", "sample"):
+        for B in BATCHES:
+            if task != "gradient" or B <= 1000:
+                yield "B", Case("nade", task, 2, B), MODULES
+    for B in BATCHES:
+        case = Case("lstm", "sample", 10, B, H=256)
+        yield "B", case, MODULES if 4.0 * B * case.D * case.H**2 < JAX_LIMIT else [OURS]
+    for D in (196, 392, 784, 1568, 3136):
+        yield "D", Case("nade", "gradient", 2, 100, D=D, data="dense"), MODULES
+        yield "D", Case("nade", "sample", 2, 100, D=D, data="dense"), MODULES
+    for H in (125, 250, 500, 1000, 2000):
+        yield "H", Case("nade", "gradient", 2, 100, H=H, data="dense"), MODULES
+        yield "H", Case("nade", "sample", 2, 100, H=H, data="dense"), MODULES
+    for H in (128, 256, 512, 1024):
+        yield "H", Case("lstm", "sample", 10, 100, D=196, H=H), MODULES
+    for K in (2, 4, 10, 32, 100, 256):
+        yield "K", Case("nade", "gradient", K, 100, D=196, data="dense"), MODULES
+        yield "K", Case("nade", "sample", K, 100, D=196, data="dense"), MODULES
+        yield "K", Case("lstm", "sample", K, 100, D=196, H=256, data="dense"), MODULES
+
+
+def thread_cases() -> list[Case]:
+    nade = [Case("nade", "gradient", 2, 100), Case("nade", "sample", 2, 1000)]
+    return [*nade, Case("lstm", "sample", 10, 1, H=256), Case("lstm", "sample", 10, 100, H=256)]
+
+
+def memory_cases() -> list[tuple[Case, list[str]]]:
+    vectorised, nn_lstm = "benchmarks.peers.torch_vectorised", "benchmarks.peers.nn_lstm"
+    return [
+        (Case("nade", "gradient", 2, 1000), [OURS, JAX, vectorised]),
+        (Case("nade", "gradient", 10, 1000), [OURS, JAX, vectorised]),
+        (Case("nade", "sample", 2, 1000), MODULES),
+        (Case("lstm", "gradient", 10, 100, H=256), [OURS, JAX, nn_lstm]),
+        (Case("lstm", "sample", 10, 1000, H=256), MODULES),
+    ]
+
+
+def run_sweep(machine: Machine, options: argparse.Namespace) -> dict[str, Any]:
+    chosen = [(axis, case, modules) for axis, case, modules in cases() if options.only in case.describe()]
+    if options.peers:
+        kept = options.peers.split(",")
+        chosen = [(a, c, [m for m in modules if m == OURS or m.split(".")[-1] in kept]) for a, c, modules in chosen]
+    data = {case.data: describe_data(case.data, options.data_dir) for _, case, _ in chosen}
+    records = []
+    # Growth is read from many points, so that each needs fewer repetitions than a table's figure.
+    budget = options.budget / 3
+    contenders = dict.fromkeys(module for _, _, modules in chosen for module in modules)
+    with Runner(contenders, machine, options.data_dir, budget) as runner:
+        for axis, case, modules in chosen:
+            record = {"axis": axis, **runner.run(case, modules)}
+            records.append(record)
+            print_record(case, record)
+    if options.only:
+        return {"data": data, "records": records}
+    return {
+        "data": data,
+        "records": records,
+        "threads": thread_records(options, budget),
+        "memory": memory_records(options),
+        "import": import_record(),
+        "build": build_record(),
+    }
+
+
+def thread_records(options: argparse.Namespace, budget: float) -> list[dict[str, Any]]:
+    """pyar with 1, 2, 4 … threads, in fresh processes pinned to so many cores."""
+    records = []
+    counts = sorted({1, options.threads} | {2**n for n in range(1, 10) if 2**n < options.threads})
+    print("\nthread scaling")
+    for threads in counts:
+        with Runner([OURS], measure_machine(threads), options.data_dir, budget) as runner:
+            for case in thread_cases():
+                record = {"threads": threads, **runner.run(case)}
+                records.append(record)
+                print(f"  {threads} threads, {case.describe():<60}{describe_outcome(record['outcomes'][0], None)}")
+    return records
+
+
+def memory_records(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Peak memory beyond what the process held with everything loaded: results, workspaces, saved activations."""
+    print("\npeak extra memory of one call, after a call with one row has loaded everything")
+    records = []
+    for case, modules in memory_cases():
+        inputs = build_inputs(case, options.data_dir)
+        small = build_inputs(Case(**{**case.to_json(), "B": 1}), options.data_dir)
+        for module in modules:
+            contender = Contender(module, sorted(os.sched_getaffinity(0))[: options.threads])
+            with save_inputs(inputs) as folder, save_inputs(small) as small_folder:
+                contender.wait_until_started()
+                if contender.missing is not None:
+                    answer = ("missing", contender.missing)
+                else:
+                    answer = contender.ask("memory", case, folder, small_folder, inputs.seed)
+            contender.stop()
+            record = {
+                **case.to_json(),
+                "contender": contender.name,
+                "status": "ok" if answer[0] == "bytes" else answer[0],
+            }
+            if answer[0] == "bytes":
+                record["extra_megabytes"] = significant(answer[1] / MEGABYTE)
+                print(f"  {case.describe():<66}{contender.name:<22}{record['extra_megabytes']:8.1f} MB")
+            else:
+                record["reason"] = answer[1]
+                print(f"  {case.describe():<66}{contender.name:<22}{answer[0]}: {answer[1]}")
+            records.append(record)
+    return records
+
+
+def import_record() -> dict[str, Any]:
+    """Seconds that `import pyar` takes, of which torch's own import is most."""
+    seconds = {
+        "torch": time_python("import torch"),
+        "pyar": time_python("import pyar"),
+    }
+    print(f"\nimport pyar {seconds['pyar']:.2f} s, of which import torch {seconds['torch']:.2f} s")
+    return {f"{name}_seconds": significant(value) for name, value in seconds.items()}
+
+
+def time_python(code: str) -> float:
+    """The median time of a fresh interpreter that runs this."""
+    readings = []
+    for _ in range(IMPORT_RUNS):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        readings.append(time.perf_counter() - start)
+    return statistics.median(readings)
+
+
+def build_record() -> dict[str, Any]:
+    """Seconds that `pip install` takes for a copy of the source, nothing compiled before, dependencies in place."""
+    root = Path(__file__).parent.parent
+    if not (root / "setup.py").exists():
+        return {"status": "not measured", "reason": "these benchmarks do not stand in pyar's source folder"}
+    with tempfile.TemporaryDirectory(prefix="pyar-build-") as folder:
+        ignored = shutil.ignore_patterns(
+            ".git", "build", "dist", "runs", "*.so", "*.egg-info", "__pycache__", "results"
+        )
+        source = shutil.copytree(root, Path(folder, "source"), ignore=ignored)
+        command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", f"{folder}/target", str(source)]
+        start = time.perf_counter()
+        result = subprocess.run(command, capture_output=True, text=True)
+        seconds = time.perf_counter() - start
+    if result.returncode != 0:
+        print(f"\npip install failed:\n{result.stderr[-2000:]}")
+        return {"status": "failed", "reason": result.stderr.strip().splitlines()[-1]}
+    print(f"\npip install of the source: {seconds:.0f} s")
+    return {"status": "ok", "seconds": significant(seconds)}

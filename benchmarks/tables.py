@@ -1,0 +1,132 @@
+"""Runs the cases of a job, prints each as it is measured, stores them as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import lstm, nade
+from benchmarks.cases import Case, describe_data
+from benchmarks.machine import Machine, describe_environment, measure_machine
+from benchmarks.runner import Runner, significant
+
+JOBS = {"nade": nade, "lstm": lstm}
+
+
+def run_tables(jobs: list[str], options: argparse.Namespace) -> int:
+    """Returns 1 if a result of pyar's was wrong or failed, else 0."""
+    environment = describe_environment()
+    print(
+        f"{environment['processor']}, {options.threads} threads, {environment['level']}, commit {environment['commit']}"
+    )
+    machine = measure_machine(options.threads)
+    stream = ", ".join(f"{size:g} MB {rate / 1e9:.0f}" for size, rate in machine.bandwidth.items())
+    print(f"multiply-add peak {machine.peak / 1e9:.0f} GFLOP/s; loads in GB/s by working set: {stream}")
+    failures = 0
+    for name in jobs:
+        start = time.perf_counter()
+        document = {"job": name, "environment": environment, "machine": machine.to_json()}
+        if name == "sweep":
+            from benchmarks.sweep import run_sweep
+
+            document |= run_sweep(machine, options)
+        else:
+            cases = [(case, modules) for case, modules in JOBS[name].cases(options.device)]
+            document |= run_cases(cases, machine, options)
+        document["wall_seconds"] = significant(time.perf_counter() - start)
+        failures += count_failures(document)
+        options.out.mkdir(parents=True, exist_ok=True)
+        path = options.out / f"{name}.json"
+        path.write_text(json.dumps(document, indent=1) + "\n")
+        print(f"\n{name}: {document['wall_seconds']:.0f} s; written to {path}")
+        if options.compare:
+            print_comparison(document, read_earlier(options.compare, name))
+    if failures:
+        print(f"\n{failures} of pyar's own results were WRONG or failed")
+    return 1 if failures else 0
+
+
+def run_cases(cases: list[tuple[Case, list[str]]], machine: Machine, options: argparse.Namespace) -> dict[str, Any]:
+    """The records of all cases, and what their data is."""
+    cases = [(case, modules) for case, modules in cases if options.only in case.describe()]
+    if options.peers:
+        kept = options.peers.split(",")
+        cases = [
+            (case, [m for m in modules if m == "benchmarks.ours" or m.split(".")[-1] in kept])
+            for case, modules in cases
+        ]
+    modules = list(dict.fromkeys(module for _, chosen in cases for module in chosen))
+    data = {case.data: describe_data(case.data, options.data_dir) for case, _ in cases}
+    for description in data.values():
+        print(description)
+    records = []
+    with Runner(modules, machine, options.data_dir, options.budget) as runner:
+        for case, chosen in cases:
+            record = runner.run(case, chosen)
+            records.append(record)
+            print_record(case, record)
+    return {"data": data, "records": records}
+
+
+def print_record(case: Case, record: dict[str, Any]) -> None:
+    floor = f"floor {record['floor_ms']:.3g} ms"
+    print(f"\n{case.describe()} ({100 * record['share_of_zeros']:.0f} % zeros), {floor}", flush=True)
+    ours = next((o.get("median_ms") for o in record["outcomes"] if o["contender"] == "pyar"), None)
+    for outcome in record["outcomes"]:
+        print("  " + describe_outcome(outcome, ours), flush=True)
+
+
+def describe_outcome(outcome: dict[str, Any], ours: float | None) -> str:
+    name = f"{outcome['contender']:<24}"
+    if outcome["status"] == "wrong":
+        return f"{name}WRONG: {outcome['error_over_tolerance']:.2g} times the tolerance off the float64 reference"
+    if outcome["status"] != "ok":
+        return f"{name}{outcome['status']}: {outcome['reason']}"
+    spread = f"{outcome['p20_ms']:.3g}–{outcome['p80_ms']:.3g}"
+    line = f"{name}{outcome['median_ms']:>9.4g} ms  ({spread}, {outcome['repetitions']}×)"
+    line = f"{line:<62}{100 * outcome['fraction_of_floor']:5.1f} % of floor"
+    if ours is not None and outcome["contender"] != "pyar":
+        line += f"  {outcome['median_ms'] / ours:6.2f}× pyar's time"
+    line += f"  checked ({outcome['error_over_tolerance']:.2g} of tolerance)"
+    return line + (f"  {outcome['note']}" if outcome.get("note") else "")
+
+
+def count_failures(document: dict[str, Any]) -> int:
+    outcomes = [outcome for record in document.get("records", []) for outcome in record["outcomes"]]
+    return sum(o["contender"] == "pyar" and o["status"] in ("wrong", "failed") for o in outcomes)
+
+
+def read_earlier(path: Path, job: str) -> dict[str, Any]:
+    path = path / f"{job}.json" if path.is_dir() else path
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise SystemExit(f"--compare {path}: {error}") from None
+
+
+def case_key(record: dict[str, Any]) -> tuple:
+    return tuple(record.get(name) for name in Case.__dataclass_fields__)
+
+
+def print_comparison(document: dict[str, Any], earlier: dict[str, Any]) -> None:
+    """Every time that both have, old and new; a change is marked where the 20–80 % spreads do not meet."""
+    print(f"\ncompared with commit {earlier['environment']['commit']} ({earlier['environment']['date']})")
+    for name in ("processor", "level"):
+        before, now = earlier["environment"][name], document["environment"][name]
+        if before != now:
+            print(f"  another {name}: {before} then, {now} now")
+    old = {(case_key(r), o["contender"]): o for r in earlier.get("records", []) for o in r["outcomes"]}
+    for record in document.get("records", []):
+        case = Case(**dict(zip(Case.__dataclass_fields__, case_key(record), strict=True)))
+        for outcome in record["outcomes"]:
+            before = old.get((case_key(record), outcome["contender"]))
+            if before is None or "median_ms" not in before or "median_ms" not in outcome:
+                continue
+            ratio = outcome["median_ms"] / before["median_ms"]
+            apart = outcome["p20_ms"] > before["p80_ms"] or outcome["p80_ms"] < before["p20_ms"]
+            mark = ("slower" if ratio > 1 else "faster") if apart else ""
+            change = f"{before['median_ms']:.4g} → {outcome['median_ms']:.4g} ms ({ratio:.2f}×) {mark}"
+            print(f"  {outcome['contender']:<24}{case.describe():<66}{change}")

@@ -1,0 +1,168 @@
+// What PixelLSTM's operations on the CPU share: checked and packed parameters, memory, slices of the batch.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
+#include <cstdlib>
+#include <initializer_list>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "dispatch.h"
+#include "lstm_kernel.h"
+
+namespace pyar::cpu {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Asks for large pages behind a large block of memory that is about to be written for the first time: each page costs a
+// visit to the system, and there are half a million small ones in two gigabytes.
+inline void prefer_large_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kLargePage = uintptr_t{1} << 21;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kLargePage - 1) / kLargePage * kLargePage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kLargePage * kLargePage;
+  // A wish, not a need: where the system refuses it, small pages do.
+  if (begin < end) static_cast<void>(madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE));
+#endif
+}
+
+// Uninitialised memory whose vectors start at cache lines.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t count)
+      : data_(static_cast<T*>(std::aligned_alloc(64, std::max<int64_t>(64, (count * sizeof(T) + 63) / 64 * 64)))),
+        count_(count) {
+    if (data_ == nullptr) throw std::bad_alloc();
+    prefer_large_pages(data_.get(), count * static_cast<int64_t>(sizeof(T)));
+  }
+  T* get() const { return data_.get(); }
+  void zero() { std::fill_n(data_.get(), count_, T{}); }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> data_;
+  int64_t count_;
+};
+
+inline void check(const Tensor& tensor, const char* name, std::initializer_list<int64_t> shape) {
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float, name, " must be float32");
+  STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU");
+  STD_TORCH_CHECK(tensor.dim() == static_cast<int64_t>(shape.size()), name, " must have ", shape.size(),
+                  " dimensions, got ", tensor.dim());
+  int64_t axis = 0;
+  for (const int64_t size : shape) {
+    STD_TORCH_CHECK(tensor.size(axis) == size, name, " must have size ", size, " along dimension ", axis, ", got ",
+                    tensor.size(axis));
+    ++axis;
+  }
+}
+
+inline const float* floats(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }
+
+// The parameters, checked and packed for the kernels; owns the packed memory.
+struct PackedLstm {
+  const LstmKernels& kernels = PYAR_FOR_THIS_CPU(lstm_kernels);
+  LstmModel model{};
+  std::vector<Buffer<float>> memory;
+
+  PackedLstm(const std::vector<Tensor>& weights, const Tensor& head_weight, const Tensor& head_bias, bool bfloat16) {
+    STD_TORCH_CHECK(!weights.empty() && weights.size() % 4 == 0 && weights.size() <= 4 * kMaxLayers,
+                    "weights must hold weight_ih, weight_hh, bias_ih and bias_hh of 1 to 4 layers, got ",
+                    weights.size(), " tensors");
+    STD_TORCH_CHECK(head_weight.dim() == 2, "head_weight must have 2 dimensions, got ", head_weight.dim());
+    const int64_t states = head_weight.size(0), hidden = head_weight.size(1), width = kernels.width;
+    STD_TORCH_CHECK(states >= 2 && states <= kMaxStates, "head_weight must have 2 to 256 rows, got ", states);
+    STD_TORCH_CHECK(hidden >= 1, "head_weight must have at least one column");
+    STD_TORCH_CHECK(weights[0].dim() == 2, "weight_ih must have 2 dimensions, got ", weights[0].dim());
+    const int64_t inputs = weights[0].size(1);
+    STD_TORCH_CHECK(inputs == states || inputs == 1, "the first weight_ih must have ", states, " columns or 1, got ",
+                    inputs);
+    check(head_weight, "head_weight", {states, hidden});
+    check(head_bias, "head_bias", {states});
+    model.layers = static_cast<int>(weights.size() / 4);
+    model.states = static_cast<int>(states);
+    model.hidden = hidden;
+    model.blocks = padded_units(hidden) / width;
+    model.stride = row_stride(hidden);
+    model.bfloat16 = bfloat16;
+    for (int layer = 0; layer < model.layers; ++layer) {
+      const Tensor* four = &weights[4 * layer];
+      check(four[0], "weight_ih", {4 * hidden, layer == 0 ? inputs : hidden});
+      check(four[1], "weight_hh", {4 * hidden, hidden});
+      check(four[2], "bias_ih", {4 * hidden});
+      check(four[3], "bias_hh", {4 * hidden});
+    }
+    for (int layer = 0; layer < model.layers; ++layer) pack_layer(layer, &weights[4 * layer], inputs);
+    const Tensor weight = torch::stable::contiguous(head_weight), bias = torch::stable::contiguous(head_bias);
+    const int64_t vectors = (states + width - 1) / width;
+    float* head = allocate(vectors * hidden * width);
+    float* padded_bias = allocate(vectors * width);
+    kernels.pack_head(floats(weight), floats(bias), hidden, model.states, head, padded_bias);
+    model.head = head;
+    model.head_bias = padded_bias;
+  }
+
+ private:
+  float* allocate(int64_t count) { return memory.emplace_back(count).get(); }
+
+  void pack_layer(int layer, const Tensor* four, int64_t inputs) {
+    const Tensor weight_ih = torch::stable::contiguous(four[0]), weight_hh = torch::stable::contiguous(four[1]);
+    const Tensor bias_ih = torch::stable::contiguous(four[2]), bias_hh = torch::stable::contiguous(four[3]);
+    const LstmParameters parameters = {floats(weight_ih), floats(weight_hh), floats(bias_ih), floats(bias_hh),
+                                       layer == 0 ? inputs : model.hidden};
+    const int num_states = layer == 0 ? model.states : 0;
+    const int64_t row = model.blocks * 4 * kernels.width;
+    const int64_t matrix = (model.hidden * row + model.bfloat16) / (model.bfloat16 ? 2 : 1);
+    float* table = allocate((num_states + 1) * row);
+    float* below = layer == 0 ? nullptr : allocate(matrix);
+    float* recurrent = allocate(matrix);
+    torch::stable::parallel_for(0, model.blocks, 1, [&](int64_t first, int64_t last) {
+      kernels.pack(parameters, model.hidden, num_states, model.bfloat16, table, below, recurrent, first, last);
+    });
+    model.layer[layer] = {table, below, recurrent};
+  }
+};
+
+// Memory of one thread that works on `count` samples.
+struct Scratch {
+  Buffer<float> sums, logits;
+  Buffer<int32_t> state;
+  Buffer<float> uniforms;
+  Buffer<double> log_prob;
+  Scratch(const PackedLstm& lstm, int64_t count)
+      : sums(count * 4 * lstm.kernels.width),
+        logits(count * (lstm.model.states + lstm.kernels.width)),
+        state(count),
+        uniforms(4 * count),
+        log_prob(count) {}
+  LstmScratch scratch() const { return {sums.get(), logits.get(), state.get(), uniforms.get(), log_prob.get()}; }
+};
+
+// Samples of one slice: enough that the weights are read seldom, few enough that h and c stay in the second-level
+// cache.
+constexpr int64_t kSliceSamples = 96;
+// A tile's rows, in multiples of which slices are cut.
+constexpr int64_t kSliceUnit = 6;
+// Samples a slice, so that `threads` threads have equally many slices.
+inline int64_t slice_samples(int64_t samples, int64_t threads) {
+  if (samples == 0) return kSliceUnit;
+  const int64_t rounds = (samples + threads * kSliceSamples - 1) / (threads * kSliceSamples);
+  const int64_t even = (samples + threads * rounds - 1) / (threads * rounds);
+  return (even + kSliceUnit - 1) / kSliceUnit * kSliceUnit;
+}
+
+}  // namespace pyar::cpu

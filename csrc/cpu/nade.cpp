@@ -1,0 +1,356 @@
+// The CPU kernels of the NADE operations: checks, memory, threads. The loops are in nade_kernel.cpp.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <new>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/nade_kernel.h"
+
+namespace pyar::cpu {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+std::vector<int64_t> shape_of(const Tensor& t) {
+  std::vector<int64_t> shape(t.dim());
+  for (int64_t i = 0; i < t.dim(); ++i) shape[i] = t.size(i);
+  return shape;
+}
+
+// The tensor, contiguous, after checking its device, dtype and shape.
+Tensor checked(const Tensor& t, const char* name, ScalarType type, const char* type_name,
+               const std::vector<int64_t>& shape) {
+  STD_TORCH_CHECK(t.is_cpu(), name, " must be a CPU tensor");
+  STD_TORCH_CHECK(t.scalar_type() == type, name, " must be ", type_name);
+  STD_TORCH_CHECK(shape_of(t) == shape, name, " must be ", shape_text(shape), ", got ", shape_text(shape_of(t)));
+  return torch::stable::contiguous(t);
+}
+
+Tensor checked_float(const Tensor& t, const char* name, const std::vector<int64_t>& shape) {
+  return checked(t, name, ScalarType::Float, "float32", shape);
+}
+
+// The parameters as the kernels see them; keeps contiguous copies alive.
+struct Model {
+  std::vector<Tensor> tensors;
+  std::vector<DenseLayer> layers;
+  NadeParameters view;
+
+  Model(const Tensor& W, const Tensor& c, const Tensor& V, const Tensor& b, const std::vector<Tensor>& mlp) {
+    STD_TORCH_CHECK(c.dim() == 1 && V.dim() == 3 && (W.dim() == 2 || W.dim() == 3), "c must be [H], V [D, P, F] and W ",
+                    "[D, K-1, H] or [D, H], got ", shape_text(shape_of(c)), ", ", shape_text(shape_of(V)), " and ",
+                    shape_text(shape_of(W)));
+    STD_TORCH_CHECK(mlp.size() % 2 == 0, "mlp must hold a weight and a bias for every layer, got ", mlp.size(),
+                    " tensors");
+    const int64_t D = V.size(0), P = V.size(1), H = c.size(0), K = P == 1 ? 2 : P;
+    STD_TORCH_CHECK(D >= 1 && H >= 1 && P >= 1 && K <= 256,
+                    "D and H must be at least 1, and the number of states between 2 and 256, got D=", D, ", H=", H,
+                    ", K=", K);
+    view.scalar_input = W.dim() == 2;
+    int64_t features = H;
+    for (size_t l = 0; 2 * l < mlp.size(); ++l) {
+      STD_TORCH_CHECK(mlp[2 * l].dim() == 2 && mlp[2 * l].size(0) >= 1, "mlp weights must be [M, inputs], got ",
+                      shape_text(shape_of(mlp[2 * l])));
+      const int64_t outputs = mlp[2 * l].size(0);
+      const float* weight = keep(checked_float(mlp[2 * l], "mlp weight", {outputs, features}));
+      const float* bias = keep(checked_float(mlp[2 * l + 1], "mlp bias", {outputs}));
+      layers.push_back({weight, bias, features, outputs});
+      features = outputs;
+    }
+    const std::vector<int64_t> input =
+        view.scalar_input ? std::vector<int64_t>{D, H} : std::vector<int64_t>{D, K - 1, H};
+    view.W = keep(checked_float(W, "W", input));
+    view.c = keep(checked_float(c, "c", {H}));
+    view.V = keep(checked_float(V, "V", {D, P, features}));
+    view.b = keep(checked_float(b, "b", {D, P}));
+    view.D = D;
+    view.H = H;
+    view.K = K;
+    view.P = P;
+    view.F = features;
+    view.num_layers = static_cast<int64_t>(layers.size());
+    view.layers = layers.data();
+  }
+  Model(const Model&) = delete;
+
+  const float* keep(Tensor t) {
+    tensors.push_back(std::move(t));
+    return static_cast<const float*>(tensors.back().const_data_ptr());
+  }
+};
+
+const uint8_t* bytes(const Tensor& t) { return static_cast<const uint8_t*>(t.const_data_ptr()); }
+float* floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
+
+// States uint8 [B, columns] below K, contiguous.
+Tensor checked_states(const Tensor& x, const char* name, int64_t B, int64_t columns, int64_t K) {
+  Tensor states = checked(x, name, ScalarType::Byte, "uint8", {B, columns});
+  const uint8_t* p = bytes(states);
+  uint8_t highest = 0;
+  for (int64_t i = 0; i < B * columns; ++i) highest = p[i] > highest ? p[i] : highest;
+  STD_TORCH_CHECK(highest < K, name, " must hold states 0 ... ", K - 1, ", got ", static_cast<int>(highest));
+  return states;
+}
+
+int64_t batch_size(const Tensor& x) {
+  STD_TORCH_CHECK(x.dim() == 2, "x must be [B, D], got ", shape_text(shape_of(x)));
+  return x.size(0);
+}
+
+// Calls f(begin, end) on ranges of [0, count), in torch's threads where that pays: waking a thread and waiting for it
+// costs as much as some 10⁵ multiply-adds, and far more on a busy machine. `work`: multiply-adds an item.
+template <class F>
+void in_parallel(int64_t count, int64_t work, const F& f) {
+  constexpr int64_t kWorthAThread = 1 << 19;
+  torch::stable::parallel_for(0, count, 1 + kWorthAThread / (work + 1), f);
+}
+
+// Work space of one thread, aligned to cache lines.
+struct Scratch {
+  float* data;
+  explicit Scratch(int64_t count) {
+    data = static_cast<float*>(std::aligned_alloc(64, padded(count) * sizeof(float)));
+    if (data == nullptr) throw std::bad_alloc();
+  }
+  ~Scratch() { std::free(data); }
+  Scratch(const Scratch&) = delete;
+};
+
+void forward(const Model& model, const Tensor& x, int64_t B, float* log_prob, float* logits) {
+  const NadeForward f{model.view, bytes(x), log_prob, logits};
+  const auto run = PYAR_FOR_THIS_CPU(nade_forward);
+  const int64_t size = PYAR_FOR_THIS_CPU(nade_forward_scratch)(model.view);
+  in_parallel(B, model.view.D * model.view.P * model.view.H, [&](int64_t begin, int64_t end) {
+    const Scratch scratch(size);
+    run(f, begin, end, scratch.data);
+  });
+}
+
+Tensor nade_log_prob(Tensor x, Tensor W, Tensor c, Tensor V, Tensor b, std::vector<Tensor> mlp) {
+  const Model model(W, c, V, b, mlp);
+  const int64_t B = batch_size(x);
+  const Tensor states = checked_states(x, "x", B, model.view.D, model.view.K);
+  Tensor out = torch::stable::new_empty(b, {B});
+  forward(model, states, B, floats(out), nullptr);
+  return out;
+}
+
+Tensor nade_logits(Tensor x, Tensor W, Tensor c, Tensor V, Tensor b, std::vector<Tensor> mlp) {
+  const Model model(W, c, V, b, mlp);
+  const int64_t B = batch_size(x);
+  const Tensor states = checked_states(x, "x", B, model.view.D, model.view.K);
+  Tensor out = torch::stable::new_empty(b, {B, model.view.D, model.view.P});
+  forward(model, states, B, nullptr, floats(out));
+  return out;
+}
+
+// Gradients with respect to W, c, V, b and the layers, for the gradient of one of: every log-probability, every logit,
+// or (both null) the sum of log-probabilities times grad_constant. log_prob [B] is added to, or null.
+struct Gradients {
+  Tensor W, c, V, b;
+  std::vector<Tensor> mlp;
+};
+
+Gradients backward(const Model& model, const Tensor& like, const Tensor& x, int64_t B, const float* grad_log_prob,
+                   float grad_constant, const float* grad_logits, double* log_prob) {
+  const NadeParameters& m = model.view;
+  const std::vector<int64_t> input =
+      m.scalar_input ? std::vector<int64_t>{m.D, m.H} : std::vector<int64_t>{m.D, m.K - 1, m.H};
+  Gradients out{torch::stable::new_empty(like, input),
+                torch::stable::new_empty(like, {m.H}),
+                torch::stable::new_empty(like, {m.D, m.P, m.F}),
+                torch::stable::new_empty(like, {m.D, m.P}),
+                {}};
+  for (const DenseLayer& layer : model.layers) {
+    out.mlp.push_back(torch::stable::new_empty(like, {layer.outputs, layer.inputs}));
+    out.mlp.push_back(torch::stable::new_empty(like, {layer.outputs}));
+  }
+  if (B == 0) {
+    for (Tensor* t : {&out.W, &out.c, &out.V, &out.b}) torch::stable::zero_(*t);
+    for (Tensor& t : out.mlp) torch::stable::zero_(t);
+    return out;
+  }
+
+  // Blocks of √D dimensions: as many checkpoints of the activation as rows to replay between two of them.
+  const int64_t block = static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(m.D))));
+  const int64_t blocks = (m.D + block - 1) / block;
+  const int64_t parts = (B + kSubBatch - 1) / kSubBatch;
+  const int64_t most = (B + parts - 1) / parts;  // samples of the largest sub-batch
+  const int64_t H = row_stride(m.H);
+
+  std::vector<int64_t> sizes = {blocks * most * H, most * block * H,        most * block * H,
+                                most * H,          block * m.P * kSubBatch, most * block};
+  for (const DenseLayer& layer : model.layers)
+    for (int twice = 0; twice < 2; ++twice) sizes.push_back(most * block * row_stride(layer.outputs));
+  int64_t total = 0;
+  for (const int64_t size : sizes) total += padded(size);
+  const Scratch space(total);
+  std::vector<float*> parts_of_space;
+  for (int64_t i = 0, at = 0; i < static_cast<int64_t>(sizes.size()); at += padded(sizes[i]), ++i)
+    parts_of_space.push_back(space.data + at);
+
+  std::vector<float*> features, feature_gradients, grad_layers;
+  for (size_t l = 0; l < model.layers.size(); ++l) {
+    features.push_back(parts_of_space[6 + 2 * l]);
+    feature_gradients.push_back(parts_of_space[7 + 2 * l]);
+  }
+  for (const Tensor& t : out.mlp) grad_layers.push_back(floats(t));
+
+  NadeBackward q{};
+  q.model = m;
+  q.block = block;
+  q.grad_constant = grad_constant;
+  q.checkpoints = parts_of_space[0];
+  q.hidden = parts_of_space[1];
+  q.suffix = parts_of_space[2];
+  q.later = parts_of_space[3];
+  q.logit_gradients = parts_of_space[4];
+  q.run = reinterpret_cast<int32_t*>(parts_of_space[5]);
+  q.features = features.data();
+  q.feature_gradients = feature_gradients.data();
+  q.grad_W = floats(out.W);
+  q.grad_c = floats(out.c);
+  q.grad_V = floats(out.V);
+  q.grad_b = floats(out.b);
+  q.grad_layers = grad_layers.data();
+
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t first = B * part / parts;
+    q.n = B * (part + 1) / parts - first;
+    q.first = part == 0;
+    q.x = bytes(x) + first * m.D;
+    q.grad_log_prob = grad_log_prob == nullptr ? nullptr : grad_log_prob + first;
+    q.grad_logits = grad_logits == nullptr ? nullptr : grad_logits + first * m.D * m.P;
+    q.log_prob = log_prob == nullptr ? nullptr : log_prob + first;
+    const int64_t sample_scratch = PYAR_FOR_THIS_CPU(nade_backward_scratch)(q);
+    const int64_t layer_scratch = PYAR_FOR_THIS_CPU(nade_layer_scratch)(q);
+    in_parallel(q.n, m.D * m.H,
+                [&](int64_t begin, int64_t end) { PYAR_FOR_THIS_CPU(nade_checkpoints)(q, begin, end); });
+    for (int64_t d0 = (blocks - 1) * block; d0 >= 0; d0 -= block) {
+      const int64_t dims = d0 + block < m.D ? block : m.D - d0;
+      in_parallel(kUnits, 2 * q.n * dims * m.P * m.H / kUnits, [&](int64_t begin, int64_t end) {
+        const Scratch scratch(sample_scratch);
+        PYAR_FOR_THIS_CPU(nade_backward_samples)(q, d0, begin, end, scratch.data);
+      });
+      in_parallel(dims, q.n * m.P * m.H,
+                  [&](int64_t begin, int64_t end) { PYAR_FOR_THIS_CPU(nade_backward_dimensions)(q, d0, begin, end); });
+      for (int64_t l = 0; l < m.num_layers; ++l) {
+        in_parallel(m.layers[l].outputs, q.n * dims * m.layers[l].inputs, [&](int64_t begin, int64_t end) {
+          const Scratch scratch(layer_scratch);
+          PYAR_FOR_THIS_CPU(nade_backward_layer)(q, d0, l, begin, end, scratch.data);
+        });
+      }
+    }
+    PYAR_FOR_THIS_CPU(nade_backward_end)(q);
+  }
+  return out;
+}
+
+using GradientTuple = std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
+
+GradientTuple nade_log_prob_backward(Tensor grad, Tensor x, Tensor W, Tensor c, Tensor V, Tensor b,
+                                     std::vector<Tensor> mlp) {
+  const Model model(W, c, V, b, mlp);
+  const int64_t B = batch_size(x);
+  const Tensor states = checked_states(x, "x", B, model.view.D, model.view.K);
+  const Tensor upstream = checked_float(grad, "grad", {B});
+  Gradients g =
+      backward(model, b, states, B, static_cast<const float*>(upstream.const_data_ptr()), 0.0f, nullptr, nullptr);
+  return {g.W, g.c, g.V, g.b, g.mlp};
+}
+
+GradientTuple nade_logits_backward(Tensor grad, Tensor x, Tensor W, Tensor c, Tensor V, Tensor b,
+                                   std::vector<Tensor> mlp) {
+  const Model model(W, c, V, b, mlp);
+  const int64_t B = batch_size(x);
+  const Tensor states = checked_states(x, "x", B, model.view.D, model.view.K);
+  const Tensor upstream = checked_float(grad, "grad", {B, model.view.D, model.view.P});
+  Gradients g =
+      backward(model, b, states, B, nullptr, 0.0f, static_cast<const float*>(upstream.const_data_ptr()), nullptr);
+  return {g.W, g.c, g.V, g.b, g.mlp};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> nade_mean_nll(Tensor x, Tensor W, Tensor c, Tensor V, Tensor b) {
+  const Model model(W, c, V, b, {});
+  const int64_t B = batch_size(x);
+  const Tensor states = checked_states(x, "x", B, model.view.D, model.view.K);
+  std::vector<double> log_prob(B, 0.0);
+  Gradients g =
+      backward(model, b, states, B, nullptr, B == 0 ? 0.0f : -1.0f / static_cast<float>(B), nullptr, log_prob.data());
+  double sum = 0.0;
+  for (const double value : log_prob) sum += value;
+  Tensor loss = torch::stable::new_empty(b, {});
+  *floats(loss) = B == 0 ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(-sum / static_cast<double>(B));
+  return {loss, g.W, g.c, g.V, g.b};
+}
+
+std::tuple<Tensor, Tensor> nade_sample(Tensor W, Tensor c, Tensor V, Tensor b, std::vector<Tensor> mlp, Tensor seed,
+                                       int64_t num_samples, int64_t first_index, double temperature,
+                                       std::optional<Tensor> given) {
+  const Model model(W, c, V, b, mlp);
+  STD_TORCH_CHECK(num_samples >= 0, "num_samples must not be negative, got ", num_samples);
+  STD_TORCH_CHECK(first_index >= 0, "first_index must not be negative, got ", first_index);
+  STD_TORCH_CHECK(temperature > 0 && std::isfinite(temperature), "temperature must be positive and finite, got ",
+                  temperature);
+  const Tensor number = checked(seed, "seed", ScalarType::Long, "int64", {});
+  std::optional<Tensor> forced;
+  if (given.has_value()) {
+    STD_TORCH_CHECK(given->dim() == 2 && given->size(1) <= model.view.D,
+                    "given must be [num_samples, G] with G at most ", model.view.D, ", got ",
+                    shape_text(shape_of(*given)));
+    forced = checked_states(*given, "given", num_samples, given->size(1), model.view.K);
+  }
+  Tensor x = torch::stable::empty({num_samples, model.view.D}, ScalarType::Byte, std::nullopt, b.device());
+  Tensor log_prob = torch::stable::new_empty(b, {num_samples});
+  NadeSample q{};
+  q.model = model.view;
+  q.seed = static_cast<uint64_t>(*static_cast<const int64_t*>(number.const_data_ptr()));
+  q.first_index = static_cast<uint64_t>(first_index);
+  q.temperature = static_cast<float>(temperature);
+  q.given = forced.has_value() ? bytes(*forced) : nullptr;
+  q.num_given = forced.has_value() ? forced->size(1) : 0;
+  q.x = static_cast<uint8_t*>(x.mutable_data_ptr());
+  q.log_prob = floats(log_prob);
+  const auto run = PYAR_FOR_THIS_CPU(nade_sample);
+  const int64_t size = PYAR_FOR_THIS_CPU(nade_sample_scratch)(model.view);
+  std::atomic<bool> good{true};
+  in_parallel(num_samples, model.view.D * model.view.P * model.view.H, [&](int64_t begin, int64_t end) {
+    const Scratch scratch(size);
+    if (!run(q, begin, end, scratch.data)) good = false;
+  });
+  STD_TORCH_CHECK(good, "a conditional of the model is no distribution: its logits are NaN or infinite");
+  return {x, log_prob};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(pyar, CPU, m) {
+  m.impl("nade_log_prob", TORCH_BOX(&nade_log_prob));
+  m.impl("nade_log_prob_backward", TORCH_BOX(&nade_log_prob_backward));
+  m.impl("nade_logits", TORCH_BOX(&nade_logits));
+  m.impl("nade_logits_backward", TORCH_BOX(&nade_logits_backward));
+  m.impl("nade_mean_nll", TORCH_BOX(&nade_mean_nll));
+  m.impl("nade_sample", TORCH_BOX(&nade_sample));
+}
+
+}  // namespace
+}  // namespace pyar::cpu

@@ -1,0 +1,102 @@
+// What the device code of every kernel stands on: warp operations, asynchronous copies, dynamic shared memory.
+//
+// tests/cuda_emulator runs the same kernels thread by thread on a CPU; PYAR_EMULATED marks the few places where that
+// needs another form because the GPU's is written in PTX.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "common/portable.h"
+
+#define PYAR_DEVICE __device__ __forceinline__
+
+namespace pyar::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+PYAR_DEVICE float not_a_number() { return __int_as_float(0x7fc00000); }
+
+// The dynamic shared memory of this thread block, 16-byte aligned.
+PYAR_DEVICE unsigned char* dynamic_shared() {
+#if defined(PYAR_EMULATED)
+  return emulator::dynamic_shared();
+#else
+  extern __shared__ __align__(16) unsigned char pyar_dynamic_shared[];
+  return pyar_dynamic_shared;
+#endif
+}
+
+// Σ over the warp's lanes: every lane gets the sum of pairs at distance 16, 8, 4, 2, 1, the same bits in each.
+PYAR_DEVICE float warp_sum(float value) {
+#pragma unroll
+  for (int offset = 16; offset >= 1; offset /= 2) value += __shfl_xor_sync(kFullWarp, value, offset);
+  return value;
+}
+
+PYAR_DEVICE float warp_max(float value) {
+#pragma unroll
+  for (int offset = 16; offset >= 1; offset /= 2) value = fmaxf(value, __shfl_xor_sync(kFullWarp, value, offset));
+  return value;
+}
+
+// Eight sums over the lanes at once, with 9 shuffles: sum k ends in lanes 4 k … 4 k + 3, in the bits that
+// warp_sum(value[k]) would have. Destroys value.
+PYAR_DEVICE float warp_sum_8(float (&value)[8], int lane) {
+#pragma unroll
+  for (int kept = 4; kept >= 1; kept /= 2) {
+    const int offset = 4 * kept;  // 16, 8, 4
+    const bool upper = (lane & offset) != 0;
+#pragma unroll
+    for (int i = 0; i < kept; ++i) {
+      const float mine = upper ? value[i + kept] : value[i];
+      const float theirs = upper ? value[i] : value[i + kept];
+      value[i] = mine + __shfl_xor_sync(kFullWarp, theirs, offset);
+    }
+  }
+  value[0] += __shfl_xor_sync(kFullWarp, value[0], 2);
+  value[0] += __shfl_xor_sync(kFullWarp, value[0], 1);
+  return value[0];
+}
+
+// Copies to shared memory that run in the background: 16 bytes (both addresses 16-byte aligned) or 4.
+PYAR_DEVICE void copy_async_16(float* shared, const float* global) {
+#if defined(PYAR_EMULATED)
+  emulator::copy_async(shared, global, 16);
+#else
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+#endif
+}
+
+PYAR_DEVICE void copy_async_4(float* shared, const float* global) {
+#if defined(PYAR_EMULATED)
+  emulator::copy_async(shared, global, 4);
+#else
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(address), "l"(global) : "memory");
+#endif
+}
+
+// Closes the group of this thread's copies since the last call.
+PYAR_DEVICE void copy_async_commit() {
+#if defined(PYAR_EMULATED)
+  emulator::copy_async_commit();
+#else
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most kPending of this thread's latest groups are under way. Other threads' copies need a barrier too.
+template <int kPending>
+PYAR_DEVICE void copy_async_wait() {
+#if defined(PYAR_EMULATED)
+  emulator::copy_async_wait(kPending);
+#else
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#endif
+}
+
+}  // namespace pyar::cuda

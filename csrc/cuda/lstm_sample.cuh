@@ -1,0 +1,432 @@
+// PixelLSTM's whole sampling loop in one launch.
+//
+//   (i, f, g, o) = W_ih y + b_ih + W_hh h + b_hh     c ← σ(f) c + σ(i) tanh(g)     h ← σ(o) tanh(c)
+//   p(x_d) = softmax(head_weight h + head_bias),     y of the next step: x_d
+//
+// A *group* of thread blocks carries tiles of samples through all steps. The hidden units are dealt out in strips of
+// 32 / q (q = 1, 2 or 4), and every thread block of a group has some strips of every layer, with their weights in
+// shared memory if they fit (kOnChip), else read from the L2 cache. After each layer of each step the blocks tell each
+// other their part of h through global memory, one 64-bit word a value: the value and the step that it belongs to.
+// Reader and writer need no fence, since the word is written and read as a whole, and a reader waits until the word of
+// the step that it wants is there. Every block computes the logits for itself and draws from the same counter.
+//
+// Words are kept for two steps. A block writes step t + 2 only after it has read step t + 1 of all blocks, and each of
+// these wrote that only after it had read step t of all: so nobody still waits for the word that is overwritten. All
+// blocks of a group must be resident at once, which the cooperative launch makes sure of.
+//
+// The sum over inputs has one order, whatever the batch, the tile and the number of blocks: warp w and lane part s take
+// the inputs k = (w + 8 j) q + s upwards, then the parts are added, then the warps upwards.
+#pragma once
+
+#include "common/philox.h"
+#include "cuda/conditional.cuh"
+#include "cuda/device.cuh"
+
+namespace pyar::cuda {
+
+constexpr int kLstmWarps = 8;
+constexpr int kLstmThreads = kLstmWarps * kWarp;
+constexpr int kMostTiles = 64;  // of one group
+
+// How the model is dealt out; the host's choice, a function of the model and the GPU, not of the batch.
+struct LstmPlan {
+  int H, K, layers;
+  int q;         // parts of a warp's lanes, each with its own inputs
+  int steps;     // ⌈H / q⌉: lane parts' inputs of one h, padded to a whole number
+  int strips;    // ⌈H q / 32⌉ strips of 32 / q units
+  int blocks;    // thread blocks a group
+  bool on_chip;  // weights in shared memory
+
+  PYAR_HOST_DEVICE int units() const { return kWarp / q; }
+  PYAR_HOST_DEVICE int padded() const { return steps * q; }
+  // Inputs of a layer, in whole h's: its own, and that of the layer below.
+  PYAR_HOST_DEVICE int sources(int layer) const { return layer == 0 ? 1 : 2; }
+  // float4's of packed weights: of a strip of one layer, and of all strips of the layers before this one.
+  PYAR_HOST_DEVICE int64_t strip_size(int layer) const { return int64_t{kWarp} * steps * sources(layer); }
+  PYAR_HOST_DEVICE int64_t layer_start(int layer) const {
+    return layer == 0 ? 0 : (int64_t{2} * layer - 1) * kWarp * steps * strips;
+  }
+  PYAR_HOST_DEVICE int most_strips() const { return (strips + blocks - 1) / blocks; }
+  // Floats of shared memory: all of a block's weights; one h of a tile; sums and conditionals.
+  PYAR_HOST_DEVICE int64_t weight_floats() const {
+    return on_chip ? 4 * int64_t{most_strips()} * (2 * layers - 1) * kWarp * steps : 0;
+  }
+  PYAR_HOST_DEVICE int64_t h_floats(int tile) const { return (int64_t{padded()} * tile + 3) / 4 * 4; }
+  PYAR_HOST_DEVICE int64_t scratch_floats(int tile) const {
+    const int64_t sums = int64_t{4} * kLstmWarps * tile * units();
+    const int64_t conditionals = tile * Categorical::shared_floats(K);
+    return sums > conditionals ? sums : conditionals;
+  }
+  PYAR_HOST_DEVICE int64_t shared_bytes(int tile) const {
+    const int64_t totals = int64_t{8} * kMostTiles * tile;
+    const int64_t floats = weight_floats() + (layers == 1 ? 1 : 3) * h_floats(tile) + scratch_floats(tile) + 8;
+    return totals + 4 * floats;
+  }
+};
+
+struct LstmPackArguments {
+  LstmPlan plan;
+  const float* weight_ih[4];  // [4H, I], I = K or 1 in layer 0, H in the others
+  const float* weight_hh[4];  // [4H, H]
+  const float* bias_ih[4];    // [4H]
+  const float* bias_hh[4];    // [4H]
+  bool scalar;
+  float4* weights;  // of layer l from layer_start(l) on: [strips, sources · steps, 32]; gates i, f, g, o of one unit
+  float4* inputs;   // [K + 1, strips · units]: what state k − 1 adds to layer 0, biases included; row 0 is no input
+  float4* biases;   // [layers, strips · units]
+};
+
+// Each thread packs one float4 at a time: weights, then inputs, then biases.
+static __global__ void __launch_bounds__(256) lstm_pack_kernel(const LstmPackArguments p) {
+  const LstmPlan& plan = p.plan;
+  const int H = plan.H;
+  const int64_t width = int64_t{plan.strips} * plan.units();
+  const int64_t num_weights = plan.layer_start(plan.layers);
+  const int64_t num_inputs = (plan.K + 1) * width;
+  const int64_t total = num_weights + num_inputs + plan.layers * width;
+  const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < total;
+       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+    float4 value = zero;
+    float* const gate[4] = {&value.x, &value.y, &value.z, &value.w};
+    if (i < num_weights) {
+      int layer = 0;
+      while (i >= plan.layer_start(layer + 1)) ++layer;
+      const int64_t within = i - plan.layer_start(layer);
+      const int64_t strip = within / plan.strip_size(layer);
+      const int64_t step = within % plan.strip_size(layer) / kWarp;
+      const int lane = static_cast<int>(within % kWarp);
+      const int64_t unit = strip * plan.units() + lane % plan.units();
+      // The layer below comes first, then the layer's own h.
+      const bool below = layer > 0 && step < plan.steps;
+      const int64_t k = step % plan.steps * plan.q + lane / plan.units();
+      const float* const matrix = below ? p.weight_ih[layer] : p.weight_hh[layer];
+      if (unit < H && k < H) {
+#pragma unroll
+        for (int g = 0; g < 4; ++g) *gate[g] = matrix[(int64_t{g} * H + unit) * H + k];
+      }
+      p.weights[i] = value;
+    } else if (i < num_weights + num_inputs) {
+      const int64_t row = (i - num_weights) / width, unit = (i - num_weights) % width;
+      if (unit < H) {
+#pragma unroll
+        for (int g = 0; g < 4; ++g) {
+          const int64_t at = int64_t{g} * H + unit;
+          float input = 0.0f;
+          if (row > 0) {
+            input = p.scalar ? static_cast<float>(row - 1) / static_cast<float>(plan.K - 1) * p.weight_ih[0][at]
+                             : p.weight_ih[0][at * plan.K + row - 1];
+          }
+          *gate[g] = input + p.bias_ih[0][at] + p.bias_hh[0][at];
+        }
+      }
+      p.inputs[i - num_weights] = value;
+    } else {
+      const int64_t layer = (i - num_weights - num_inputs) / width, unit = (i - num_weights - num_inputs) % width;
+      if (unit < H) {
+#pragma unroll
+        for (int g = 0; g < 4; ++g) {
+          const int64_t at = int64_t{g} * H + unit;
+          *gate[g] = p.bias_ih[layer][at] + p.bias_hh[layer][at];
+        }
+      }
+      p.biases[i - num_weights - num_inputs] = value;
+    }
+  }
+}
+
+struct LstmSampleArguments {
+  LstmPlan plan;
+  const float4* weights;  // packed, as above
+  const float4* inputs;
+  const float4* biases;
+  const float* head_weight;  // [K, H]
+  const float* head_bias;    // [K]
+  const int64_t* seed;       // []
+  const uint8_t* given;      // [N, G]
+  uint8_t* x;                // [N, D]
+  float* log_prob;           // [N], of the drawn part
+  uint64_t* words;           // [layers, 2, tiles, H, tile]: step + 1 above the bits of h; zeros at the start
+  float* cells;              // [layers, tiles, strips · units, tile]: c
+  int64_t N;
+  int64_t first_index;
+  int64_t tiles;
+  int groups;
+  int D, G;
+  float temperature;
+};
+
+PYAR_DEVICE uint64_t load_word(const uint64_t* word) {
+#if defined(PYAR_EMULATED)
+  return *word;
+#else
+  uint64_t value;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(word) : "memory");
+  return value;
+#endif
+}
+
+PYAR_DEVICE void store_word(uint64_t* word, uint64_t value) {
+#if defined(PYAR_EMULATED)
+  *word = value;
+#else
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
+#endif
+}
+
+PYAR_DEVICE void while_waiting() {
+#if defined(PYAR_EMULATED)
+  emulator::yield();
+#endif
+}
+
+// h [count] of the step with this tag into shared memory, as soon as it is there. Barriers around it are the caller's.
+PYAR_DEVICE void receive(const uint64_t* words, int count, uint32_t tag, float* h) {
+  constexpr int kAtATime = 8;
+  for (int first = static_cast<int>(threadIdx.x); first < count; first += kAtATime * kLstmThreads) {
+    uint64_t word[kAtATime];
+#pragma unroll
+    for (int i = 0; i < kAtATime; ++i) {
+      const int at = first + i * kLstmThreads;
+      word[i] = at < count ? load_word(words + at) : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < kAtATime; ++i) {
+      const int at = first + i * kLstmThreads;
+      if (at < count) {
+        while (static_cast<uint32_t>(word[i] >> 32) != tag) {
+          while_waiting();
+          word[i] = load_word(words + at);
+        }
+        h[at] = __int_as_float(static_cast<int>(static_cast<uint32_t>(word[i])));
+      }
+    }
+  }
+}
+
+// kTile values that lie together, 4 kTile-byte aligned, into registers.
+template <int kTile>
+PYAR_DEVICE void load_tile(const float* from, float (&to)[kTile]) {
+  if constexpr (kTile == 1) {
+    to[0] = from[0];
+  } else {
+#pragma unroll
+    for (int s = 0; s < kTile; s += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(from + s);
+      to[s] = four.x, to[s + 1] = four.y, to[s + 2] = four.z, to[s + 3] = four.w;
+    }
+  }
+}
+
+// gates[g][s] += Σ_k W[g, k] h[k, s] over this warp's and lane part's inputs of one h.
+template <int kTile, bool kOnChip>
+PYAR_DEVICE void multiply(const float4* weights, const float* h, const LstmPlan& plan, float (&gates)[4][kTile]) {
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int part = lane / plan.units();
+#pragma unroll 4
+  for (int step = warp; step < plan.steps; step += kLstmWarps) {
+    const float4* const from = weights + static_cast<int64_t>(step) * kWarp + lane;
+    float4 w;
+    if constexpr (kOnChip) {
+      w = *from;
+    } else {
+      w = __ldg(from);
+    }
+    float value[kTile];
+    load_tile(h + (step * plan.q + part) * kTile, value);
+#pragma unroll
+    for (int s = 0; s < kTile; ++s) {
+      gates[0][s] = fmaf(w.x, value[s], gates[0][s]);
+      gates[1][s] = fmaf(w.y, value[s], gates[1][s]);
+      gates[2][s] = fmaf(w.z, value[s], gates[2][s]);
+      gates[3][s] = fmaf(w.w, value[s], gates[3][s]);
+    }
+  }
+}
+
+// The state of step d of each of a tile's samples into states [kTile], from the last layer's h [H, kTile]; the first
+// thread block of a group also writes it and adds its log-probability to totals [kTile]. scratch holds the
+// conditionals. The caller's barrier has made h visible; ends with a barrier.
+template <int kTile>
+PYAR_DEVICE void draw_tile(const LstmSampleArguments& p, int d, int64_t first_n, const float* h, float* scratch,
+                           int* states, double* totals, bool reports) {
+  const LstmPlan& plan = p.plan;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  const bool forced = d < p.G;
+  const int64_t conditional_floats = Categorical::shared_floats(plan.K);
+  if (!forced) {
+    for (int k = warp; k < plan.K; k += kLstmWarps) {
+      float sum[8] = {};
+      for (int unit = lane; unit < plan.H; unit += kWarp) {
+        const float w = __ldg(p.head_weight + static_cast<int64_t>(k) * plan.H + unit);
+        float value[kTile];
+        load_tile(h + unit * kTile, value);
+#pragma unroll
+        for (int s = 0; s < kTile; ++s) sum[s] = fmaf(w, value[s], sum[s]);
+      }
+      if constexpr (kTile == 1) {
+        const float total = warp_sum(sum[0]);
+        if (lane == 0) scratch[k] = total + __ldg(p.head_bias + k);
+      } else {
+        const float total = warp_sum_8(sum, lane);  // of sample lane / 4
+        if (lane % 4 == 0 && lane / 4 < kTile) {
+          scratch[lane / 4 * conditional_floats + k] = total + __ldg(p.head_bias + k);
+        }
+      }
+    }
+    __syncthreads();
+  }
+  if (warp < kTile) {
+    const int64_t n = first_n + warp;
+    const bool real = n < p.N;
+    int state = 0;
+    float log_probability = 0.0f;
+    if (forced) {
+      state = real ? p.given[n * p.G + d] : 0;
+      if (state >= plan.K) {  // refused by the Python layer where it can look; here it must only be harmless
+        state = 0;
+        log_probability = not_a_number();
+      }
+    } else {
+      Categorical conditional(scratch + warp * conditional_floats, plan.K);
+      conditional.set(p.temperature);
+      const float u = philox_uniform(static_cast<uint64_t>(*p.seed), static_cast<uint64_t>(p.first_index + n),
+                                     static_cast<uint32_t>(d));
+      state = conditional.valid() ? conditional.draw(u) : 0;
+      log_probability = conditional.log_probability(state);
+    }
+    if (lane == 0) {
+      states[warp] = state;
+      if (reports) {
+        totals[warp] += static_cast<double>(log_probability);
+        if (real) p.x[n * p.D + d] = static_cast<uint8_t>(state);
+      }
+    }
+  }
+  __syncthreads();
+}
+
+// Grid groups · plan.blocks; tile i belongs to group i mod groups.
+template <int kTile, bool kOnChip>
+__global__ void __launch_bounds__(kLstmThreads, 1) lstm_sample_kernel(const LstmSampleArguments p) {
+  const LstmPlan& plan = p.plan;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int warp = thread / kWarp, lane = thread % kWarp;
+  const int group = static_cast<int>(blockIdx.x) / plan.blocks, rank = static_cast<int>(blockIdx.x) % plan.blocks;
+  const int H = plan.H, units = plan.units(), last = plan.layers - 1;
+
+  // Shared memory, the widest alignment first.
+  double* const totals = reinterpret_cast<double*>(dynamic_shared());  // [kMostTiles, kTile]
+  float4* const chip = reinterpret_cast<float4*>(totals + kMostTiles * kTile);
+  float* const top = reinterpret_cast<float*>(chip) + plan.weight_floats();  // [padded, kTile]: the last layer's h
+  float* const below = top + plan.h_floats(kTile);                           // the layer below's, if there are several
+  float* const own = below + (last > 0 ? plan.h_floats(kTile) : 0);          // a lower layer's own
+  float* const scratch = own + (last > 0 ? plan.h_floats(kTile) : 0);
+  int* const states = reinterpret_cast<int*>(scratch + plan.scratch_floats(kTile));  // [kTile]
+
+  for (int64_t i = thread; i < (last > 0 ? 3 : 1) * plan.h_floats(kTile); i += kLstmThreads) top[i] = 0.0f;
+  for (int i = thread; i < kMostTiles * kTile; i += kLstmThreads) totals[i] = 0.0;
+  if constexpr (kOnChip) {
+    // Layer by layer, this block's strips rank, rank + blocks, … one behind the other.
+    float4* to = chip;
+    for (int layer = 0; layer <= last; ++layer) {
+      const int64_t size = plan.strip_size(layer);
+      for (int strip = rank; strip < plan.strips; strip += plan.blocks) {
+        const float4* const from = p.weights + plan.layer_start(layer) + strip * size;
+        for (int64_t i = thread; i < size; i += kLstmThreads) to[i] = __ldg(from + i);
+        to += size;
+      }
+    }
+  }
+  __syncthreads();
+
+  const int64_t width = int64_t{plan.strips} * units;
+  const int64_t tile_words = int64_t{H} * kTile;
+  const auto words_of = [&](int layer, int d, int64_t tile) {
+    return p.words + ((int64_t{layer} * 2 + (d & 1)) * p.tiles + tile) * tile_words;
+  };
+
+  for (int d = 0; d <= p.D; ++d) {
+    int slot = 0;  // of the tile within the group
+    for (int64_t tile = group; tile < p.tiles; tile += p.groups, ++slot) {
+      const int64_t first_n = tile * kTile;
+      if (d > 0) {
+        receive(words_of(last, d - 1, tile), H * kTile, static_cast<uint32_t>(d), top);
+        __syncthreads();
+        draw_tile<kTile>(p, d - 1, first_n, top, scratch, states, totals + slot * kTile, rank == 0);
+      }
+      if (d == p.D) continue;
+
+      const float4* chip_layer = chip;
+      for (int layer = 0; layer <= last; ++layer) {
+        // What this layer reads: the layer below at this step, its own h of the last step.
+        if (layer > 0) receive(words_of(layer - 1, d, tile), H * kTile, static_cast<uint32_t>(d) + 1, below);
+        if (layer < last && d > 0) receive(words_of(layer, d - 1, tile), H * kTile, static_cast<uint32_t>(d), own);
+        if (last > 0) __syncthreads();
+        const float* const before = layer == last ? top : own;
+
+        for (int strip = rank; strip < plan.strips; strip += plan.blocks) {
+          const float4* const weights =
+              kOnChip ? chip_layer : p.weights + plan.layer_start(layer) + strip * plan.strip_size(layer);
+          if constexpr (kOnChip) chip_layer += plan.strip_size(layer);
+          // This thread's share of the cells: unit thread / kTile of the strip, sample thread % kTile of the tile.
+          const int cell_unit = thread / kTile, cell_sample = thread % kTile;
+          const bool has_cell = cell_unit < units && strip * units + cell_unit < H;
+          float* const cell =
+              p.cells + ((layer * p.tiles + tile) * width + strip * units + cell_unit) * kTile + cell_sample;
+          float c = has_cell && d > 0 ? *cell : 0.0f;
+
+          float gates[4][kTile] = {};
+          if (layer > 0) multiply<kTile, kOnChip>(weights, below, plan, gates);
+          if (d > 0) {
+            multiply<kTile, kOnChip>(weights + (layer > 0 ? int64_t{kWarp} * plan.steps : 0), before, plan, gates);
+          }
+#pragma unroll
+          for (int s = 0; s < kTile; ++s) {
+#pragma unroll
+            for (int g = 0; g < 4; ++g) {
+              // The lanes of the other parts have the same unit.
+              if (plan.q >= 4) gates[g][s] += __shfl_xor_sync(kFullWarp, gates[g][s], 8);
+              if (plan.q >= 2) gates[g][s] += __shfl_xor_sync(kFullWarp, gates[g][s], 16);
+            }
+          }
+          float4* const sums = reinterpret_cast<float4*>(scratch);  // [warps, units, kTile]
+          if (lane < units) {
+#pragma unroll
+            for (int s = 0; s < kTile; ++s) {
+              sums[(warp * units + lane) * kTile + s] = make_float4(gates[0][s], gates[1][s], gates[2][s], gates[3][s]);
+            }
+          }
+          __syncthreads();
+          if (has_cell) {
+            const int64_t unit = strip * units + cell_unit;
+            float4 sum = sums[cell_unit * kTile + cell_sample];
+            for (int other = 1; other < kLstmWarps; ++other) {
+              const float4 more = sums[(other * units + cell_unit) * kTile + cell_sample];
+              sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
+            }
+            const float4 input = layer == 0 ? __ldg(p.inputs + (d > 0 ? states[cell_sample] + 1 : 0) * width + unit)
+                                            : __ldg(p.biases + layer * width + unit);
+            c = sigmoid(sum.y + input.y) * c + sigmoid(sum.x + input.x) * tanhf(sum.z + input.z);
+            const float h = sigmoid(sum.w + input.w) * tanhf(c);
+            *cell = c;
+            store_word(words_of(layer, d, tile) + unit * kTile + cell_sample,
+                       (static_cast<uint64_t>(d + 1) << 32) | static_cast<uint32_t>(__float_as_int(h)));
+          }
+          __syncthreads();  // the sums have been read, and so have h and the states
+        }
+      }
+    }
+  }
+
+  if (rank == 0) {
+    __syncthreads();
+    int slot = 0;
+    for (int64_t tile = group; tile < p.tiles; tile += p.groups, ++slot) {
+      const int64_t n = tile * kTile + thread;
+      if (thread < kTile && n < p.N) p.log_prob[n] = static_cast<float>(totals[slot * kTile + thread]);
+    }
+  }
+}
+
+}  // namespace pyar::cuda

@@ -1,0 +1,44 @@
+// Every operation's schema, in one place. Kernels register themselves under these names in csrc/cpu and csrc/cuda;
+// shape inference, autograd and autocast are in pyar/ops, the mathematics in pyar/reference.
+//
+// B batch, D dimensions, H hidden units, K states, P outputs a dimension (1 for K = 2, else K), G forced dimensions.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(pyar, m) {
+  // NADE. x uint8 [B, D] · W [D, K−1, H], or [D, H] for scalar input · c [H] · V [D, P, F] · b [D, P] ·
+  // mlp: weight [M_l, M_{l−1}] and bias [M_l] of every added layer in turn, M_0 = H, F = M of the last layer or H.
+  m.def("nade_log_prob(Tensor x, Tensor W, Tensor c, Tensor V, Tensor b, Tensor[] mlp) -> Tensor");
+  m.def(
+      "nade_log_prob_backward(Tensor grad, Tensor x, Tensor W, Tensor c, Tensor V, Tensor b, Tensor[] mlp) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor[])");
+  m.def("nade_logits(Tensor x, Tensor W, Tensor c, Tensor V, Tensor b, Tensor[] mlp) -> Tensor");
+  m.def(
+      "nade_logits_backward(Tensor grad, Tensor x, Tensor W, Tensor c, Tensor V, Tensor b, Tensor[] mlp) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor[])");
+  // The mean negative log-likelihood and its gradients with respect to W, c, V, b in one sweep (no added layers).
+  m.def("nade_mean_nll(Tensor x, Tensor W, Tensor c, Tensor V, Tensor b) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // seed int64 [] on the parameters' device · given uint8 [num_samples, G], the forced first G dimensions.
+  // Returns x uint8 [num_samples, D] and the log-probability [num_samples] of its drawn part.
+  m.def(
+      "nade_sample(Tensor W, Tensor c, Tensor V, Tensor b, Tensor[] mlp, Tensor seed, int num_samples, "
+      "int first_index, float temperature, Tensor? given) -> (Tensor, Tensor)");
+
+  // PixelLSTM. weights: weight_ih [4H, I], weight_hh [4H, H], bias_ih [4H], bias_hh [4H] of every layer in turn, gates
+  // i, f, g, o, as torch.nn.LSTM stores them · head_weight [K, H] · head_bias [K].
+  // x uint8 [B, D]. Returns log p(x) [B] and, if keep is true, what the gradients need: the states of all steps
+  // (checkpoint_steps = 0) or those before about every checkpoint_steps-th step. CPU alone.
+  m.def(
+      "lstm_log_prob(Tensor x, Tensor[] weights, Tensor head_weight, Tensor head_bias, int checkpoint_steps, bool "
+      "keep) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "lstm_log_prob_backward(Tensor grad, Tensor x, Tensor[] weights, Tensor head_weight, Tensor head_bias, "
+      "Tensor kept, int checkpoint_steps) -> (Tensor[], Tensor, Tensor)");
+  m.def(
+      "lstm_sample(Tensor[] weights, Tensor head_weight, Tensor head_bias, Tensor seed, int num_samples, "
+      "int first_index, int num_dims, float temperature, Tensor? given) -> (Tensor, Tensor)");
+  // The same from weight_hh, and weight_ih of all layers but the first, rounded to bfloat16 and stored so. CPU alone.
+  m.def(
+      "lstm_sample_bfloat16(Tensor[] weights, Tensor head_weight, Tensor head_bias, Tensor seed, int num_samples, "
+      "int first_index, int num_dims, float temperature, Tensor? given) -> (Tensor, Tensor)");
+}

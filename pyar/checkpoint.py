@@ -1,0 +1,207 @@
+"""Files of a run, written atomically: weights as safetensors with the constructor's arguments, training state."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import pickle
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors
+import safetensors.torch
+import torch
+
+from pyar.models import MODELS, AutoregressiveModel
+
+MODEL_FILE = "model.safetensors"
+STATE_FILE = "training_state.pt"
+FORMAT_VERSION = "1"
+
+
+class CheckpointError(ValueError):
+    """The file is damaged, foreign or not to be trusted; the message says which and what to do."""
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file that gets its name only when it is complete.
+
+    Bytes go to a temporary name in the same folder; on leaving without an error they are forced to disk, the file takes
+    the name `path` in one step, and the folder's entry is forced to disk too. A kill at any moment leaves the old file
+    or the new one, and at most a stray `.tmp` file beside it.
+    """
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files private
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file atomically."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+# --- Weights ---
+
+
+def _digest(texts: list[str], tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over the metadata's texts and every tensor's name, type, shape and bytes, in the order of names."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(f"{len(text)}:{text}".encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_model(
+    model: AutoregressiveModel,
+    path: str | os.PathLike[str],
+    extra: dict[str, Any] | None = None,
+    *,
+    state_dict: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Writes a model's weights and constructor arguments to one safetensors file, atomically.
+
+    `extra`: JSON-serialisable facts kept with the weights (the data set's description, the validation NLL, …).
+    `state_dict`: weights to store in place of the model's current ones, for instance the best of a training run.
+    """
+    weights = model.state_dict() if state_dict is None else state_dict
+    tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in weights.items()}
+    name = model.name
+    config, extra_text = json.dumps(model.config), json.dumps(extra or {})
+    metadata = {
+        "pyar": FORMAT_VERSION,
+        "model": name,
+        "config": config,
+        "extra": extra_text,
+        "sha256": _digest([name, config, extra_text], tensors),
+    }
+    content = safetensors.torch.save(tensors, metadata)
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def _model_path(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    if path.is_dir():
+        if not (path / MODEL_FILE).is_file():
+            raise CheckpointError(f"{path} is not a run folder: it has no {MODEL_FILE}")
+        path = path / MODEL_FILE
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    return path
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    with path.open("rb") as file:
+        head = file.read(8)
+    if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
+        raise CheckpointError(
+            f"{path} is a pickle (torch.save), which can run code when loaded; pyar reads only the safetensors files "
+            "that it writes"
+        )
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError, ValueError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
+    return metadata, tensors
+
+
+def load_with_extra(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu"
+) -> tuple[AutoregressiveModel, dict[str, Any]]:
+    """The model of a checkpoint file or run folder, in evaluation mode, and the facts stored with it."""
+    path = _model_path(path)
+    metadata, tensors = _read(path)
+    missing = {"pyar", "model", "config", "extra", "sha256"} - metadata.keys()
+    if missing:
+        raise CheckpointError(f"{path} was not written by pyar: its metadata lack {', '.join(sorted(missing))}")
+    if metadata["pyar"] != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has the format {metadata['pyar']!r}; this version of pyar reads {FORMAT_VERSION!r}: update pyar"
+        )
+    if _digest([metadata["model"], metadata["config"], metadata["extra"]], tensors) != metadata["sha256"]:
+        raise CheckpointError(f"{path} is damaged: its checksum does not match its contents")
+    if metadata["model"] not in MODELS:  # nothing but these classes is ever constructed from a file
+        raise CheckpointError(f"{path} holds the unknown model {metadata['model']!r}; known are {', '.join(MODELS)}")
+    try:
+        config, extra = json.loads(metadata["config"]), json.loads(metadata["extra"])
+        model = MODELS[metadata["model"]](**config)
+        model.load_state_dict(tensors)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise CheckpointError(f"{path} does not fit {metadata['model']}: {error}") from error
+    return model.eval().to(device), extra
+
+
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> AutoregressiveModel:
+    """Loads a model that `pyar train` or `save_model` wrote.
+
+    `path`: a `.safetensors` file or a run folder. The model comes back in evaluation mode on `device`.
+    Raises `CheckpointError` if the file is damaged, was not written by pyar or is a pickle; it never runs code from it.
+    """
+    return load_with_extra(path, device)[0]
+
+
+# --- Training state ---
+
+
+def save_state(state: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Writes a training state (tensors, numbers, strings, lists, dicts) atomically, as a torch file."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    with atomic_write(path) as file:
+        file.write(buffer.getbuffer())
+
+
+def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads what `save_state` wrote, with `weights_only=True`: a file can hold data, never code."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no training state {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # compares every member with its CRC-32
+        if damaged is not None:
+            raise CheckpointError(f"{path} is damaged: the checksum of {damaged} does not match")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path} holds more than plain data, so it is not loaded: {error}") from error
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is damaged or not a training state: {error}") from error

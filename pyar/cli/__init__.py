@@ -1,0 +1,51 @@
+"""The command line: `pyar train|evaluate|sample|complete|info`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from pyar.cli.parser import make_parser
+
+EXIT_ERROR = 1  # the user's: a missing file, data that do not fit, …
+EXIT_USAGE = 2  # argparse's
+EXIT_SIGNAL = 128  # plus the signal's number: 130 for Ctrl-C, 143 for SIGTERM
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; errors of the user's become one line on stderr.
+
+    The environment variable PYAR_DEBUG=1 shows their tracebacks.
+    """
+    parsed = make_parser().parse_args(arguments)
+    from pyar.cli.common import UserError  # torch is imported only once there is something to do
+
+    try:
+        return _run(parsed)
+    except KeyboardInterrupt:
+        print("pyar: interrupted", file=sys.stderr)
+        return EXIT_SIGNAL + 2
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    except (UserError, OSError, MemoryError) as error:
+        if os.environ.get("PYAR_DEBUG"):
+            raise
+        print(f"pyar: {str(error) or type(error).__name__}", file=sys.stderr)
+        return EXIT_ERROR
+
+
+def _run(parsed) -> int:
+    from pyar.cli import commands, train
+    from pyar.cli.common import user_errors
+
+    run = {
+        "train": train.run,
+        "evaluate": commands.evaluate,
+        "sample": commands.sample,
+        "complete": commands.complete,
+        "info": commands.info,
+    }[parsed.command]
+    with user_errors():
+        return run(parsed)

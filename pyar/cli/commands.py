@@ -1,0 +1,258 @@
+"""`pyar evaluate`, `sample`, `complete` and `info`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import pyar
+from pyar.checkpoint import atomic_write
+from pyar.cli.common import UserError, data_of_run, load_run, note, set_up, user_errors
+from pyar.data.files import read_numpy
+from pyar.evaluation import log_probs, summarise
+from pyar.models import AutoregressiveModel
+from pyar.plots import save_completions, save_sheet
+from pyar.sampling import open_writer, sample_chunks, shard_path, shard_range
+from pyar.training.parallel import environment_rank
+
+_SHEET_LIMIT = 400  # samples on a sheet; more could not be told apart
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Prints the exact NLL of a split."""
+    device = set_up(arguments)
+    model, extra = load_run(arguments.run, device)
+    dataset = data_of_run(arguments, extra)
+    if (dataset.dim, dataset.num_states) != (model.dim, model.num_states):
+        raise UserError(
+            f"{arguments.run} is a model of {model.dim} dimensions with {model.num_states} states, but "
+            f"{dataset.describe()} has {dataset.dim} with {dataset.num_states}"
+        )
+    x = dataset.split(arguments.split)
+    log_prob = log_probs(model, x, arguments.batch_size, progress=arguments.progress)
+    with user_errors(ValueError):
+        result = summarise(log_prob, dataset, arguments.split)
+    if arguments.out is not None:
+        if not arguments.out.endswith(".npy"):
+            raise UserError(f"--out should end in .npy, not {arguments.out!r}")
+        with atomic_write(arguments.out) as file:
+            np.save(file, log_prob.numpy(), allow_pickle=False)
+    print(json.dumps({"model": model.name, "run": arguments.run, **result.to_json()}) if arguments.json else result)
+    return 0
+
+
+def _states_file(path: str, model: AutoregressiveModel, what: str) -> Tensor:
+    """The one array of a .npy or .npz as states uint8, checked against the model."""
+    if Path(path).suffix not in (".npy", ".npz"):
+        raise UserError(f"{what} {path}: expected a .npy or .npz file")
+    arrays = read_numpy(Path(path))
+    if len(arrays) != 1:
+        raise UserError(f"{what} {path}: expected one array, but it holds {', '.join(arrays) or 'none'}")
+    (x,) = arrays.values()
+    if x.dtype.kind not in "bui":
+        raise UserError(f"{what} {path}: expected integer states, but the array is {x.dtype}")
+    if x.size and (x.min() < 0 or x.max() >= model.num_states):
+        raise UserError(f"{what} {path}: states should be 0 … {model.num_states - 1}, but are {x.min()} … {x.max()}")
+    return torch.from_numpy(x.astype(np.uint8))
+
+
+def _check_outputs(paths: list[str], allowed: tuple[str, ...]) -> None:
+    for path in paths:
+        if Path(path).suffix not in allowed:
+            raise UserError(f"--out {path}: the name should end in {' or '.join(allowed)}")
+        if not Path(path).resolve().parent.is_dir():
+            raise UserError(f"--out {path}: there is no folder {Path(path).parent}")
+
+
+def _image_shape(extra: dict[str, Any]) -> tuple[int, int] | None:
+    stored = extra.get("image_shape")
+    return None if stored is None else (int(stored[0]), int(stored[1]))
+
+
+def sample(arguments: argparse.Namespace) -> int:
+    """Draws samples into files and pictures."""
+    device = set_up(arguments)
+    model, extra = load_run(arguments.run, device)
+    outputs = arguments.out or ["samples.png"]
+    _check_outputs(outputs, (".npz", ".npy", ".png"))
+    rank, size = environment_rank()
+    sheets = [path for path in outputs if path.endswith(".png")]
+    arrays = [path for path in outputs if not path.endswith(".png")]
+    if sheets and size > 1:
+        raise UserError("a picture is drawn by one process; under torchrun write .npz or .npy")
+    given = None
+    if arguments.given is not None:
+        given = _states_file(arguments.given, model, "--given")
+        if given.ndim not in (1, 2) or given.shape[-1] > model.dim:
+            raise UserError(f"--given should be [G] or [N, G] with G ≤ {model.dim}, but is {list(given.shape)}")
+    rows = None if given is None or given.ndim == 1 else len(given)
+    total = arguments.num_samples or (100 if rows is None else rows)
+    if rows is not None and rows != total:
+        raise UserError(f"--given has {rows} rows, but -n asks for {total} samples")
+    first, number = shard_range(total, rank, size)
+    if rows is not None:
+        given = given[first : first + number]
+
+    chunks = sample_chunks(
+        model,
+        number,
+        seed=arguments.seed,
+        first_index=arguments.first_index + first,
+        temperature=arguments.temperature,
+        given=given,
+        chunk_size=arguments.chunk_size,
+        progress=arguments.progress and rank == 0,
+    )
+    shown: list[Tensor] = []
+    written = [str(shard_path(path, rank, size)) for path in arrays]
+    with contextlib.ExitStack() as stack, user_errors(ValueError, RuntimeError):
+        writers = [
+            stack.enter_context(
+                open_writer(path, number, model.dim, seed=arguments.seed, first_index=arguments.first_index + first)
+            )
+            for path in written
+        ]
+        log_prob_sum = 0.0
+        for x, log_prob in chunks:
+            for writer in writers:
+                writer.write(x, log_prob)
+            log_prob_sum += log_prob.double().sum().item()
+            if sheets and sum(map(len, shown)) < _SHEET_LIMIT:
+                shown.append(x[:_SHEET_LIMIT].cpu())
+    for path in sheets:
+        x = torch.cat(shown)[:_SHEET_LIMIT]
+        save_sheet(x, path, model.num_states, _image_shape(extra), arguments.columns)
+        if total > _SHEET_LIMIT:
+            note(f"{path} shows the first {_SHEET_LIMIT} of {total:,} samples")
+    result = {
+        "run": arguments.run,
+        "files": written + sheets,
+        "num_samples": number,
+        "seed": arguments.seed,
+        "first_index": arguments.first_index + first,
+        "temperature": arguments.temperature,
+        "mean_log_prob_nats": log_prob_sum / number if number else None,
+    }
+    if arguments.json:
+        print(json.dumps(result))
+    elif number:
+        print(
+            f"{number:,} samples, mean log-probability {log_prob_sum / number:.2f} nats: {', '.join(written + sheets)}"
+        )
+    return 0
+
+
+def _observed_mask(model: AutoregressiveModel, fraction: float, shape: tuple[int, int] | None) -> Tensor:
+    """bool [D]: the first `fraction` of the model's order; whole rows of images in their own order."""
+    order = torch.arange(model.dim) if model.order is None else model.order.cpu()
+    number = round(fraction * model.dim)
+    if shape is not None and model.order is None:
+        number = round(fraction * shape[0]) * shape[1]
+    observed = torch.zeros(model.dim, dtype=torch.bool)
+    observed[order[:number]] = True
+    return observed
+
+
+def complete(arguments: argparse.Namespace) -> int:
+    """Draws completions of partly observed examples."""
+    device = set_up(arguments)
+    model, extra = load_run(arguments.run, device)
+    outputs = arguments.out or ["completions.png"]
+    _check_outputs(outputs, (".png", ".npz"))
+    shape = _image_shape(extra)
+    if arguments.examples is not None:
+        x = _states_file(arguments.examples, model, "--examples")
+        source = arguments.examples
+    else:
+        dataset = data_of_run(arguments, extra)
+        x, shape, source = dataset.split(arguments.split), dataset.image_shape, f"{dataset.name} {arguments.split}"
+        if dataset.num_states != model.num_states:
+            raise UserError(f"{arguments.run} has {model.num_states} states, {dataset.describe()}")
+    if x.ndim != 2 or x.shape[1] != model.dim:
+        raise UserError(f"{source} should be [N, {model.dim}], but is {list(x.shape)}")
+    if arguments.first is None:  # spread over all of them, since data sets are often sorted by class
+        number = min(arguments.num_examples, len(x))
+        x = x[torch.arange(number) * len(x) // max(number, 1)]
+    else:
+        x = x[arguments.first : arguments.first + arguments.num_examples]
+    if len(x) == 0:
+        raise UserError(f"{source} has no example number {arguments.first or 0}")
+    observed = _observed_mask(model, arguments.observed, shape)
+    with user_errors(ValueError, RuntimeError):
+        completions = model.complete(
+            x.to(device),
+            observed.to(device),
+            arguments.completions,
+            seed=arguments.seed,
+            temperature=arguments.temperature,
+        ).cpu()
+    for path in outputs:
+        if path.endswith(".png"):
+            save_completions(x, observed, completions, path, model.num_states, shape)
+        else:
+            with atomic_write(path) as file:
+                np.savez_compressed(
+                    file, original=x.numpy(), observed=observed.numpy(), completions=completions.numpy()
+                )
+    result = {
+        "run": arguments.run,
+        "files": outputs,
+        "source": source,
+        "num_examples": len(x),
+        "completions": arguments.completions,
+        "observed_dimensions": int(observed.sum()),
+        "seed": arguments.seed,
+    }
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        print(
+            f"{len(x)} examples of {source}, {result['observed_dimensions']} of {model.dim} dimensions observed, "
+            f"{arguments.completions} completions each: {', '.join(outputs)}"
+        )
+    return 0
+
+
+def info(arguments: argparse.Namespace) -> int:
+    """Says what is built and in use, and what a run holds."""
+    facts: dict[str, Any] = {"pyar": pyar.__version__, **pyar.build_info(), "threads": torch.get_num_threads()}
+    if arguments.run is not None:
+        model, extra = load_run(arguments.run, torch.device("cpu"))
+        facts["run"] = {
+            "path": arguments.run,
+            "model": model.name,
+            "config": model.config,
+            "weights": sum(p.numel() for p in model.parameters()),
+            **extra,
+        }
+    if arguments.json:
+        print(json.dumps(facts))
+        return 0
+    run = facts.pop("run", None)
+    _print_facts(facts)
+    if run is not None:
+        run["config"].pop("order", None)
+        print()
+        _print_facts(run)
+    return 0
+
+
+def _print_facts(facts: dict[str, Any], indent: str = "") -> None:
+    width = max(map(len, facts), default=0)
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{indent}{name}")
+            _print_facts(value, indent + "  ")
+            continue
+        if isinstance(value, list | tuple):
+            value = ", ".join(map(str, value)) or "none"
+        elif isinstance(value, bool):
+            value = "yes" if value else "no"
+        print(f"{indent}{name:<{width}}  {'none' if value is None else value}")

@@ -1,0 +1,309 @@
+"""Every option and its help. Imports no torch, so that --help is immediate."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+
+MODELS = ("nade", "pixel-lstm")
+
+_EXAMPLES = """\
+examples:
+  pyar train nade                                 train on scikit-learn's 8×8 digits, a minute
+  pyar train nade --data binarized-mnist          28×28 digits; downloads them if --data-dir has them not
+  pyar train pixel-lstm --data digits             the recurrent model
+  pyar evaluate runs/nade-digits                  exact test NLL of what was trained
+  pyar sample runs/nade-digits --out sheet.png    draw a sheet of samples
+  pyar sample runs/nade-digits -n 100000 --out samples.npz
+  pyar complete runs/nade-digits                  top halves given, bottom halves drawn
+
+`pyar COMMAND --help` explains a command's options.
+"""
+_TRAIN_EXAMPLES = """\
+examples:
+  pyar train nade
+  pyar train nade --data binarized-mnist --time-budget 20m --hidden-size 1000
+  pyar train nade --data mnist --levels 10
+  pyar train nade --data faces/ --levels 8              a folder of images of one size
+  pyar train nade --data spins.npy                      integers 0 … K−1, [N, D] or [N, height, width]
+  pyar train --resume runs/nade-digits                  go on after Ctrl-C or a kill
+  torchrun --nproc-per-node=4 -m pyar train nade        four processes share each mini-batch
+
+The run folder gets model.safetensors (the weights with the best validation NLL), log.jsonl, learning_curve.png,
+samples.png, result.json, config.json and training_state.pt. Ctrl-C saves, says how to go on, and exits with 130.
+Runs whose budget is in epochs are repeated, and resumed, bit for bit; with a time budget the learning rate follows
+the clock.
+"""
+_SAMPLE_EXAMPLES = """\
+examples:
+  pyar sample runs/nade-digits --out sheet.png
+  pyar sample runs/nade-digits -n 1000000 --out samples.npz --seed 7
+  pyar sample runs/nade-digits --given prefix.npy --out sheet.png
+  torchrun --nproc-per-node=2 -m pyar sample RUN -n 1000000 --out samples.npz
+
+samples.npz holds x (uint8 [N, D]), log_prob (float32 [N], nats), seed and first_index. Sample i of a seed is always
+the same, whatever the batch, the threads or the number of processes. Under torchrun process r of R writes
+samples.rank-r-of-R.npz; x and log_prob of the parts, put together in order of r, are those of one process's file.
+"""
+
+
+def duration(text: str) -> float:
+    """Seconds of "90", "90s", "4.5m" or "1h"."""
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(s|m|min|h)?", text.strip())
+    if not match:
+        raise argparse.ArgumentTypeError(f"expected a time like 90s, 4.5m or 1h, not {text!r}")
+    seconds = float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match[2] or "s"]
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError(f"the time must be positive, not {text!r}")
+    return seconds
+
+
+def shape(text: str) -> tuple[int, int]:
+    """(height, width) of "28x28"."""
+    match = re.fullmatch(r"([1-9][0-9]*)[x×]([1-9][0-9]*)", text.strip())
+    if not match:
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH, such as 28x28, not {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """Positive integers separated by commas."""
+    try:
+        values = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        values = (0,)
+    if any(value < 1 for value in values):
+        raise argparse.ArgumentTypeError(f"expected sizes such as 500,300, not {text!r}")
+    return values
+
+
+def _number(kind: type, low: float, high: float = math.inf, *, above: bool = False):
+    """A parser of numbers in [low, high], or above low."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"expected {'an integer' if kind is int else 'a number'}, not {text!r}"
+            ) from None
+        if not low <= value <= high or (above and value == low) or value == math.inf:
+            bound = f"above {low}" if above else f"at least {low}"
+            upper = "" if high == math.inf else f" and at most {high}"
+            raise argparse.ArgumentTypeError(f"must be {bound}{upper}, not {text}")
+        return value
+
+    return parse
+
+
+_COUNT = _number(int, 0)
+_POSITIVE_COUNT = _number(int, 1)
+_POSITIVE = _number(float, 0, above=True)
+_NOT_NEGATIVE = _number(float, 0)
+_SEED = _number(int, 0, 2**64 - 1)
+
+
+def _add_common(parser: argparse.ArgumentParser, *, device: bool = True) -> None:
+    group = parser.add_argument_group("where and how it runs")
+    if device:
+        group.add_argument(
+            "--device", default="auto", help="cpu, cuda, cuda:1, …; auto: a GPU if there is one [%(default)s]"
+        )
+        group.add_argument("--threads", type=_POSITIVE_COUNT, metavar="N", help="CPU threads [torch's choice]")
+        group.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bars")
+    group.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def _add_data(parser: argparse.ArgumentParser, default: str | None, default_text: str) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data",
+        default=default,
+        metavar="NAME|PATH",
+        help="digits, mnist, fashion-mnist, binarized-mnist, or a .npy, .npz, folder of images or folder of IDX files "
+        f"[{default_text}]",
+    )
+    group.add_argument(
+        "--data-dir", metavar="DIR", help="where to look for data first [the environment variable PYAR_DATA]"
+    )
+    group.add_argument("--cache-dir", metavar="DIR", help="where downloads are kept [the user's cache folder]")
+    group.add_argument("--levels", type=_number(int, 2, 256), metavar="K", help="quantise grey values to K states")
+    group.add_argument(
+        "--binarize",
+        choices=("fixed", "threshold", "dynamic"),
+        help="make grey values binary: drawn once; by threshold at half; drawn anew for each epoch",
+    )
+    group.add_argument("--white", type=_number(int, 1, 255), metavar="W", help="greatest grey value of a .npy or .npz")
+    group.add_argument(
+        "--image-shape", type=shape, metavar="HxW", help="of vectors that are images [square, if it fits]"
+    )
+
+
+def _add_train(commands) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train a model on data",
+        description="Trains a model by maximum likelihood, shows its exact test NLL and writes a sheet of samples.",
+        epilog=_TRAIN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", nargs="?", choices=MODELS, help="the family; not needed with --resume")
+    parser.add_argument("--out", metavar="DIR", help="the run folder [a new runs/MODEL-DATA]")
+    parser.add_argument("--resume", metavar="DIR", help="go on with the run in this folder; the budget may be changed")
+    _add_data(parser, None, "digits")
+    group = parser.add_argument_group("budget")
+    group.add_argument("--epochs", type=_POSITIVE, metavar="N", help="passes over the train split [by data set]")
+    group.add_argument("--time-budget", type=duration, metavar="TIME", help="such as 90s, 4.5m, 1h [by data set]")
+    group.add_argument(
+        "--patience",
+        type=_COUNT,
+        metavar="N",
+        help="stop after N evaluations without improvement; 0: never [by data set]",
+    )
+    group = parser.add_argument_group("model (defaults by model and data set)")
+    group.add_argument("--hidden-size", type=_POSITIVE_COUNT, metavar="H", help="hidden units [500; pixel-lstm 256]")
+    group.add_argument("--input", choices=("onehot", "scalar"), help="how a state enters the hidden units [onehot]")
+    group.add_argument("--order", choices=("raster", "reverse", "random"), help="order of the dimensions [raster]")
+    group.add_argument("--mlp-sizes", type=sizes, metavar="M,…", help="nade: shared layers before the output [none]")
+    group.add_argument("--num-layers", type=_POSITIVE_COUNT, metavar="L", help="pixel-lstm: layers [1]")
+    group.add_argument(
+        "--checkpoint-steps",
+        type=_COUNT,
+        metavar="S",
+        help="pixel-lstm: keep every S-th state; less memory, more time [0]",
+    )
+    group = parser.add_argument_group("optimiser (defaults by model and data set)")
+    group.add_argument("--batch-size", type=_POSITIVE_COUNT, metavar="B", help="examples per step, over all processes")
+    group.add_argument("--learning-rate", type=_POSITIVE, metavar="R", help="Adam's step size")
+    group.add_argument("--schedule", choices=("linear", "cosine", "constant"), help="of the step size over the budget")
+    group.add_argument("--warmup-steps", type=_COUNT, metavar="N", help="steps over which the step size rises")
+    group.add_argument("--clip-norm", type=_NOT_NEGATIVE, metavar="C", help="greatest gradient norm; 0: none")
+    group.add_argument("--weight-decay", type=_NOT_NEGATIVE, metavar="W", help="decoupled, on matrices")
+    group.add_argument(
+        "--ema", type=_number(float, 0, 0.999999), metavar="D", help="average weights with decay D; 0: no"
+    )
+    group.add_argument("--beta1", type=_number(float, 0, 0.999999), metavar="B", help="Adam's first decay")
+    group.add_argument("--beta2", type=_number(float, 0, 0.999999), metavar="B", help="Adam's second decay")
+    group.add_argument("--epsilon", type=_POSITIVE, metavar="E", help="Adam's epsilon")
+    group.add_argument(
+        "--eval-every", type=_POSITIVE, metavar="N", help="epochs between evaluations; may be a fraction"
+    )
+    group.add_argument("--eval-batch-size", type=_POSITIVE_COUNT, metavar="B", help="examples at a time in evaluations")
+    group.add_argument(
+        "--save-every", type=duration, metavar="TIME", help="between savings of the training state [30s]"
+    )
+    group.add_argument("--amp", action=argparse.BooleanOptionalAction, default=None, help="bfloat16 autocast")
+    group.add_argument("--seed", type=_number(int, 0, 2**63 - 1), metavar="S", help="of everything random [0]")
+    group.add_argument("--samples", type=_COUNT, default=100, metavar="N", help="samples on the sheet [%(default)s]")
+    _add_common(parser)
+
+
+def _add_evaluate(commands) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="exact NLL of a trained model",
+        description="The exact mean negative log-likelihood of a split, with its standard error, in nats and bits per "
+        "dimension.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder or a .safetensors file")
+    parser.add_argument("--split", choices=("train", "valid", "test"), default="test", help="[%(default)s]")
+    parser.add_argument("--batch-size", type=_POSITIVE_COUNT, default=500, metavar="B", help="[%(default)s]")
+    parser.add_argument(
+        "--out", metavar="FILE.npy", help="write log p of every example, for instance as anomaly scores"
+    )
+    _add_data(parser, None, "what the model was trained on")
+    _add_common(parser)
+
+
+def _add_sample(commands) -> None:
+    parser = commands.add_parser(
+        "sample",
+        help="draw samples into a file or a picture",
+        description="Draws exact samples and their log-probabilities.",
+        epilog=_SAMPLE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder or a .safetensors file")
+    parser.add_argument(
+        "-n", "--num-samples", type=_POSITIVE_COUNT, metavar="N", help="[100; with --given: its number of rows]"
+    )
+    parser.add_argument(
+        "--out",
+        action="append",
+        metavar="FILE",
+        help=".npz, .npy (x alone; log-probabilities beside it) or .png (a grid); may be repeated [samples.png]",
+    )
+    parser.add_argument("--seed", type=_SEED, default=0, metavar="S", help="[%(default)s]")
+    parser.add_argument(
+        "--first-index", type=_COUNT, default=0, metavar="I", help="number of the first sample [%(default)s]"
+    )
+    parser.add_argument(
+        "--temperature", type=_POSITIVE, default=1.0, metavar="T", help="divides the logits [%(default)s]"
+    )
+    parser.add_argument(
+        "--given", metavar="FILE", help=".npy, or .npz with one array: states of the first G steps, [G] or [N, G]"
+    )
+    parser.add_argument(
+        "--chunk-size", type=_POSITIVE_COUNT, default=10_000, metavar="B", help="samples at a time [%(default)s]"
+    )
+    parser.add_argument("--columns", type=_POSITIVE_COUNT, metavar="C", help="of the picture [square]")
+    _add_common(parser)
+
+
+def _add_complete(commands) -> None:
+    parser = commands.add_parser(
+        "complete",
+        help="complete partly seen images",
+        description="Takes examples of which the first part (in the model's order; for images the top) is observed and "
+        "draws the rest from its exact conditional distribution. The picture has one row per example: the original, "
+        "what was observed of it, the completions.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder or a .safetensors file")
+    parser.add_argument(
+        "--observed", type=_number(float, 0, 1), default=0.5, metavar="F", help="observed part [%(default)s]"
+    )
+    parser.add_argument("-n", "--num-examples", type=_POSITIVE_COUNT, default=8, metavar="N", help="[%(default)s]")
+    parser.add_argument(
+        "--completions", type=_POSITIVE_COUNT, default=8, metavar="S", help="of each example [%(default)s]"
+    )
+    parser.add_argument(
+        "--first", type=_COUNT, metavar="I", help="take examples I, I + 1, … [examples spread over the split]"
+    )
+    parser.add_argument("--split", choices=("train", "valid", "test"), default="test", help="[%(default)s]")
+    parser.add_argument(
+        "--examples", metavar="FILE", help=".npy, or .npz with one array: states [N, D], instead of a split"
+    )
+    parser.add_argument(
+        "--out", action="append", metavar="FILE", help=".png or .npz; may be repeated [completions.png]"
+    )
+    parser.add_argument("--seed", type=_SEED, default=0, metavar="S", help="[%(default)s]")
+    parser.add_argument(
+        "--temperature", type=_POSITIVE, default=1.0, metavar="T", help="divides the logits [%(default)s]"
+    )
+    _add_data(parser, None, "what the model was trained on")
+    _add_common(parser)
+
+
+def _add_info(commands) -> None:
+    parser = commands.add_parser(
+        "info",
+        help="what is built and in use; what a run folder holds",
+        description="Says what the native extension was built for and what is in use; with RUN, what that model is.",
+    )
+    parser.add_argument("run", metavar="RUN", nargs="?", help="a run folder or a .safetensors file")
+    _add_common(parser, device=False)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="pyar",
+        description="Exact autoregressive density models (NADE, PixelLSTM): train, evaluate, sample, complete.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for add in (_add_train, _add_evaluate, _add_sample, _add_complete, _add_info):
+        add(commands)
+    return parser

@@ -1,0 +1,243 @@
+"""`pyar train`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyar.checkpoint import STATE_FILE, write_text
+from pyar.cli.common import CONFIG_FILE, UserError, data_choices, load_data, note, set_up, user_errors
+from pyar.data import Dataset
+from pyar.evaluation import evaluate
+from pyar.models import MODELS, AutoregressiveModel
+from pyar.plots import save_sheet
+from pyar.training import Trainer, TrainingConfig, model_defaults, training_defaults
+from pyar.training.parallel import Group, process_group
+
+RESULT_FILE = "result.json"
+SHEET_FILE = "samples.png"
+_MODEL_OPTIONS = {
+    "nade": ("hidden_size", "input", "mlp_sizes"),
+    "pixel-lstm": ("hidden_size", "input", "num_layers", "checkpoint_steps"),
+}
+_BUDGET = {"epochs", "time_budget"}
+_RESUME_OPTIONS = ("epochs", "time_budget", "patience", "save_every", "eval_batch_size")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains, evaluates, draws; returns the exit code."""
+    device = set_up(arguments)
+    with process_group(device.type) as group:
+        if group.size > 1 and device.type == "cuda":
+            device = torch.device("cuda", torch.cuda.current_device())
+        if arguments.resume is not None:
+            settings = _resumed_settings(arguments)
+            folder = Path(arguments.resume)
+        else:
+            settings = _new_settings(arguments)
+            folder = _run_folder(arguments, settings, group)
+        return _train(arguments, settings, folder, device, group)
+
+
+def _new_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Model, data, and training settings of a new run: the defaults for the pair, then what the user said."""
+    if arguments.model is None:
+        raise UserError("say which model to train: `pyar train nade` or `pyar train pixel-lstm`")
+    spec = {"data": arguments.data or "digits", **data_choices(arguments)}
+    config = training_defaults(arguments.model, spec["data"])
+    said = {field.name: getattr(arguments, field.name) for field in fields(TrainingConfig)}
+    said = {name: value for name, value in said.items() if value is not None}
+    if ("epochs" in said) != ("time_budget" in said):  # one kind of budget replaces the default of the other kind
+        config = replace(config, **{"epochs": None, "time_budget": None, **{k: said[k] for k in said.keys() & _BUDGET}})
+    with user_errors(ValueError):
+        config = replace(config, **said)
+    model_options = model_defaults(arguments.model, spec["data"])
+    for name in sorted({option for options in _MODEL_OPTIONS.values() for option in options}):
+        value = getattr(arguments, name)
+        if value is None:
+            continue
+        if name not in _MODEL_OPTIONS[arguments.model]:
+            raise UserError(f"--{name.replace('_', '-')} is not an option of {arguments.model}")
+        model_options[name] = list(value) if isinstance(value, tuple) else value
+    return {
+        "model": arguments.model,
+        "model_options": model_options,
+        "order": arguments.order or "raster",
+        "data_spec": spec,
+        "data_dir": None if arguments.data_dir is None else str(Path(arguments.data_dir).resolve()),
+        "training": config.to_json(),
+    }
+
+
+def _resumed_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings of an earlier run with its budget changed as the user said."""
+    folder = Path(arguments.resume)
+    if not (folder / CONFIG_FILE).is_file() or not (folder / STATE_FILE).is_file():
+        raise UserError(f"{folder} is not a run that can be resumed: it needs {CONFIG_FILE} and {STATE_FILE}")
+    try:
+        settings = json.loads((folder / CONFIG_FILE).read_text())
+        config = TrainingConfig.from_json(settings["training"])
+        stored = (settings["model"], settings["data_spec"], settings["model_options"], settings["order"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / CONFIG_FILE} is damaged: {error}") from error
+    if arguments.model not in (None, stored[0]):
+        raise UserError(f"{folder} is a run of {stored[0]}, not of {arguments.model}")
+    changeable = {*_RESUME_OPTIONS, "model", "resume", "command", "data_dir", "cache_dir", "device", "threads"}
+    changeable |= {"progress", "json", "samples"}
+    fixed = [name for name, value in vars(arguments).items() if value is not None and name not in changeable]
+    if fixed:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
+        raise UserError(f"{names} cannot be changed in a resumed run; start a new one")
+    said = {name: getattr(arguments, name) for name in _RESUME_OPTIONS if getattr(arguments, name) is not None}
+    if ("epochs" in said) != ("time_budget" in said):
+        said = {"epochs": None, "time_budget": None, **said}
+    with user_errors(ValueError):
+        settings["training"] = replace(config, **said).to_json()
+    if arguments.data_dir is not None:
+        settings["data_dir"] = str(Path(arguments.data_dir).resolve())
+    return settings
+
+
+def _run_folder(arguments: argparse.Namespace, settings: dict[str, Any], group: Group) -> Path:
+    """The folder of a new run, which must not hold another run; the same in every process."""
+    problem, folder = "", Path()
+    if group.is_main:
+        if arguments.out is not None:
+            folder = Path(arguments.out)
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                problem = f"{folder} is there already; choose another --out, or go on with it: --resume {folder}"
+        else:
+            data = Path(settings["data_spec"]["data"]).stem
+            stem = Path("runs") / f"{settings['model']}-{data}"
+            folder, number = stem, 2
+            while folder.exists():
+                folder, number = Path(f"{stem}-{number}"), number + 1
+    problem, name = json.loads(group.broadcast_text(json.dumps([problem, str(folder)])))
+    if problem:
+        raise UserError(problem)
+    return Path(name)
+
+
+def _make_model(settings: dict[str, Any], dataset: Dataset, seed: int) -> AutoregressiveModel:
+    generator = torch.Generator().manual_seed(seed)
+    order = {
+        "raster": None,
+        "reverse": list(range(dataset.dim))[::-1],
+        "random": torch.randperm(dataset.dim, generator=generator).tolist(),
+    }[settings["order"]]
+    torch.manual_seed(seed)
+    with user_errors(ValueError, TypeError):
+        model = MODELS[settings["model"]](
+            dataset.dim, dataset.num_states, **settings["model_options"], **({"order": order} if order else {})
+        )
+    initialise = getattr(model, "initialize_from_marginals", None)
+    if initialise is not None:
+        initialise(dataset.train)
+    return model
+
+
+def _train(
+    arguments: argparse.Namespace, settings: dict[str, Any], folder: Path, device: torch.device, group: Group
+) -> int:
+    config = TrainingConfig.from_json(settings["training"])
+    progress = arguments.progress and group.is_main
+    dataset = _load_in_turn(arguments, settings, group, progress)
+    model = _make_model(settings, dataset, config.seed).to(device)
+    with user_errors(ValueError):
+        trainer = Trainer(
+            model,
+            dataset,
+            config,
+            folder,
+            group=group,
+            progress=progress,
+            extra={"data_spec": settings["data_spec"], "training": config.to_json()},
+        )
+    if arguments.resume is not None:
+        trainer.resume()
+    if group.is_main:
+        folder.mkdir(parents=True, exist_ok=True)  # only now that nothing is left for the user to put right
+        write_text(folder / CONFIG_FILE, json.dumps(settings, indent=2) + "\n")
+        weights = sum(p.numel() for p in model.parameters())
+        note(f"data   {dataset.describe()}")
+        note(f"model  {model.name}, {weights:,} weights, {_short(model.config)}, on {device}")
+        note(f"budget {_budget(config)}; writing to {folder}")
+    result = trainer.run()
+    if result.reason == "interrupted":
+        if group.is_main:
+            name = signal.Signals(result.signal).name
+            note(f"{name}: stopped and saved at epoch {result.epochs:.2f}; go on with: pyar train --resume {folder}")
+            if arguments.json:
+                print(json.dumps({"run": str(folder), **result.to_json()}))
+        return 128 + result.signal
+    if not group.is_main:
+        return 0
+    return _report(arguments, trainer, model, dataset, result.to_json(), folder)
+
+
+def _report(
+    arguments: argparse.Namespace,
+    trainer: Trainer,
+    model: AutoregressiveModel,
+    dataset: Dataset,
+    result: dict[str, Any],
+    folder: Path,
+) -> int:
+    """Evaluates the best weights on valid and test, draws a sheet of samples, writes and prints the result."""
+    config = trainer.config
+    evaluations = [
+        evaluate(model, dataset, split, config.eval_batch_size, progress=arguments.progress, amp=config.amp)
+        for split in ("valid", "test")
+        if len(dataset.split(split))
+    ]
+    if arguments.samples:
+        x = model.sample(arguments.samples, seed=config.seed)
+        save_sheet(x, folder / SHEET_FILE, dataset.num_states, dataset.image_shape)
+    report = {"run": str(folder), **result, **{e.split: e.to_json() for e in evaluations}}
+    write_text(folder / RESULT_FILE, json.dumps(report, indent=2) + "\n")
+    if arguments.json:
+        print(json.dumps(report))
+        return 0
+    ended = {"budget": "the budget is used up", "patience": "no improvement for a while"}[result["reason"]]
+    print(f"trained {result['epochs']:.1f} epochs in {result['seconds']:.0f} s ({ended})")
+    for evaluation in evaluations:
+        print(evaluation)
+    if arguments.samples:
+        print(f"samples: {folder / SHEET_FILE}")
+    print(f"learning curve: {folder / 'learning_curve.png'}")
+    return 0
+
+
+def _load_in_turn(arguments: argparse.Namespace, settings: dict[str, Any], group: Group, progress: bool) -> Dataset:
+    """The data set; rank 0 comes first, so that only one process downloads."""
+    if not group.is_main:
+        group.broadcast_text("")
+    try:
+        return load_data(
+            settings["data_spec"], data_dir=settings["data_dir"], cache_dir=arguments.cache_dir, progress=progress
+        )
+    finally:
+        if group.is_main:
+            group.broadcast_text("loaded, or failed as it will in the others")
+
+
+def _short(config: dict[str, Any]) -> str:
+    shown = {k: v for k, v in config.items() if k not in ("dim", "num_states", "order") and v not in ([], 0)}
+    return ", ".join(f"{name} {value}" for name, value in shown.items()) + (", own order" if "order" in config else "")
+
+
+def _budget(config: TrainingConfig) -> str:
+    parts = []
+    if config.epochs is not None:
+        parts.append(f"{config.epochs:g} epochs")
+    if config.time_budget is not None:
+        parts.append(f"{config.time_budget / 60:g} minutes")
+    if config.patience:
+        parts.append(f"patience {config.patience} evaluations")
+    return ", ".join(parts)

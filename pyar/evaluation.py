@@ -1,0 +1,116 @@
+"""Exact negative log-likelihoods of a split, and how they are told: with data, number, standard error, two units."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pyar.data import Dataset
+from pyar.models import AutoregressiveModel
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The mean negative log-likelihood of a split, and all that is needed to compare it with another.
+
+    `nll`: nats per example. `standard_error`: of that mean, the examples' standard deviation/√N; None for one example.
+    """
+
+    data: str
+    split: str
+    preparation: str
+    num_examples: int
+    dim: int
+    num_states: int
+    nll: float
+    standard_error: float | None
+
+    @property
+    def bits_per_dim(self) -> float:
+        """The same mean in bits per dimension."""
+        return self.nll / (self.dim * math.log(2))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values under their full names."""
+        values = asdict(self)
+        return {
+            **{key: values[key] for key in values if key not in ("nll", "standard_error")},
+            "nll_nats": self.nll,
+            "standard_error_nats": self.standard_error,
+            "bits_per_dim": self.bits_per_dim,
+        }
+
+    def __str__(self) -> str:
+        error = "" if self.standard_error is None else f" ± {self.standard_error:.2f}"
+        return (
+            f"{self.data} {self.split}: NLL {self.nll:.2f}{error} nats = {self.bits_per_dim:.4f} bits/dim "
+            f"({self.num_examples:,} examples of {self.dim} dimensions, {self.preparation})"
+        )
+
+
+@torch.inference_mode()
+def log_probs(
+    model: AutoregressiveModel, x: Tensor, batch_size: int = 500, *, progress: bool = False, amp: bool = False
+) -> Tensor:
+    """log p of every row of x [N, D] in nats, float32 [N] on the CPU, computed `batch_size` rows at a time.
+
+    `x` may be on another device than the model. `amp` runs in bfloat16 where autocast does so.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    result = torch.empty(len(x), dtype=torch.float32)
+    try:
+        with (
+            tqdm(total=len(x), unit="example", desc="evaluating", disable=not progress, leave=False) as bar,
+            torch.autocast(device.type, torch.bfloat16, enabled=amp),
+        ):
+            for first in range(0, len(x), batch_size):
+                part = x[first : first + batch_size].to(device)
+                result[first : first + len(part)] = model.log_prob(part).float()
+                bar.update(len(part))
+    finally:
+        model.train(was_training)
+    return result
+
+
+def summarise(log_prob: Tensor, dataset: Dataset, split: str) -> Evaluation:
+    """An `Evaluation` from the log-probabilities [N] of a split's examples."""
+    nll = -log_prob.double()
+    count = len(nll)
+    if count == 0:
+        raise ValueError(f"the {split} split of {dataset.name} has no examples")
+    return Evaluation(
+        data=dataset.name,
+        split=split,
+        preparation=dataset.preparation,
+        num_examples=count,
+        dim=dataset.dim,
+        num_states=dataset.num_states,
+        nll=nll.mean().item(),
+        standard_error=(nll.std() / math.sqrt(count)).item() if count > 1 else None,
+    )
+
+
+def evaluate(
+    model: AutoregressiveModel,
+    dataset: Dataset,
+    split: str = "test",
+    batch_size: int = 500,
+    *,
+    progress: bool = False,
+    amp: bool = False,
+) -> Evaluation:
+    """The exact mean negative log-likelihood of a split of the data set under the model."""
+    x = dataset.split(split)
+    if (model.dim, model.num_states) != (dataset.dim, dataset.num_states):
+        raise ValueError(
+            f"the model is of {model.dim} dimensions with {model.num_states} states, {dataset.name} "
+            f"({dataset.preparation}) of {dataset.dim} with {dataset.num_states}"
+        )
+    return summarise(log_probs(model, x, batch_size, progress=progress, amp=amp), dataset, split)

@@ -1,0 +1,330 @@
+"""The face that every model shares: exact log-probabilities, conditionals, sampling and completion."""
+
+from __future__ import annotations
+
+import abc
+import operator
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pyar.ops.validate import check_given, check_sampling, check_states
+from pyar.random import resolve_seed
+
+
+class AutoregressiveModel(nn.Module, abc.ABC):
+    r"""A distribution over x ∈ {0 … K−1}^D as the product of its conditionals, one dimension after the other:
+
+        p(x) = Π_s p(x_{o(s)} | x_{o(0)} … x_{o(s−1)})
+
+    where o is the model's order: step s visits dimension o(s). Every log-probability is exact and in nats.
+
+    A subclass defines `name`, calls `super().__init__`, and computes in step order: `_log_prob`, `_logits`, `_sample`.
+
+    Args:
+        dim: D.
+        num_states: K, 2 … 256.
+        order: a permutation of 0 … D−1, the dimension visited at each step; None for 0 … D−1.
+
+    Attributes:
+        dim: D.
+        num_states: K.
+        order: int64 [D] buffer, or None.
+        config: the constructor's arguments, plain values, from which `type(model)(**model.config)` builds its like.
+    """
+
+    #: What the command line and the checkpoints call this family.
+    name: ClassVar[str]
+
+    order: Tensor | None
+
+    def __init__(self, dim: int, num_states: int, order: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.dim = positive_int("dim", dim)
+        self.num_states = positive_int("num_states", num_states)
+        if not 2 <= num_states <= 256:
+            raise ValueError(f"num_states must be in 2 … 256, got {num_states}")
+        if order is not None:
+            order = [operator.index(step) for step in order]
+            if sorted(order) != list(range(dim)):
+                raise ValueError(f"order must be a permutation of 0 … {dim - 1}, got {order}")
+        self.register_buffer("order", None if order is None else torch.tensor(order, dtype=torch.int64))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, as plain values that JSON can hold."""
+        return {
+            "dim": self.dim,
+            "num_states": self.num_states,
+            **self._config(),
+            **({} if self.order is None else {"order": self.order.tolist()}),
+        }
+
+    def extra_repr(self) -> str:
+        shown = {key: value for key, value in self.config.items() if key != "order"}
+        parts = [f"{key}={value!r}" for key, value in shown.items()]
+        return ", ".join(parts + ([] if self.order is None else ["order=[…]"]))
+
+    @abc.abstractmethod
+    def _config(self) -> dict[str, Any]:
+        """The constructor's arguments beside dim, num_states and order."""
+
+    @abc.abstractmethod
+    def _log_prob(self, x: Tensor) -> Tensor:
+        """`log_prob` of states whose columns are steps."""
+
+    @abc.abstractmethod
+    def _logits(self, x: Tensor) -> Tensor:
+        """`logits` of states whose columns are steps; so are the result's."""
+
+    def _mean_nll(self, x: Tensor) -> Tensor:
+        """`mean_nll` of states whose columns are steps."""
+        return -self._log_prob(x).mean()
+
+    @abc.abstractmethod
+    def _sample(
+        self, num_samples: int, seed: Tensor, first_index: int, temperature: float, given: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """`sample_and_log_prob` with columns that are steps; seed int64 [], given uint8 [num_samples, G]."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """The log-probability log p(x) in nats, differentiable with respect to the parameters.
+
+        Args:
+            x: uint8 or int64 [B, D], states 0 … K−1.
+
+        Returns:
+            float32 [B].
+
+        Raises:
+            TypeError: x is of another dtype.
+            ValueError: x is of another shape, on another device or has states out of range.
+
+        Example:
+            >>> import itertools
+            >>> model = pyar.NADE(dim=3, hidden_size=8)
+            >>> everything = torch.tensor(list(itertools.product([0, 1], repeat=3)))
+            >>> round(model.log_prob(everything).exp().sum().item(), 5)
+            1.0
+        """
+        return self._log_prob(self._steps(x))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The logits of every conditional p(x_d | the dimensions before it), differentiable.
+
+        Args:
+            x: uint8 or int64 [B, D], states 0 … K−1.
+
+        Returns:
+            float32 [B, D, K]; for K = 2 [B, D], the Bernoulli logits log p(x_d = 1 | …) − log p(x_d = 0 | …). Column d
+            is dimension d, whatever the order.
+
+        Raises:
+            TypeError, ValueError: as log_prob.
+
+        Example:
+            >>> pyar.NADE(dim=3, num_states=4, hidden_size=8).logits(torch.zeros(5, 3, dtype=torch.uint8)).shape
+            torch.Size([5, 3, 4])
+        """
+        logits = self._logits(self._steps(x))
+        return logits if self.order is None else logits.index_select(1, torch.argsort(self.order))
+
+    def mean_nll(self, x: Tensor) -> Tensor:
+        """The training loss −1/B Σ_b log p(x_b) in nats, a scalar; NaN for an empty batch.
+
+        Args:
+            x: uint8 or int64 [B, D], states 0 … K−1.
+
+        Raises:
+            TypeError, ValueError: as log_prob.
+
+        Example:
+            >>> model = pyar.NADE(dim=3, hidden_size=8)
+            >>> model.mean_nll(torch.zeros(5, 3, dtype=torch.uint8)).backward()
+            >>> model.b.grad.shape
+            torch.Size([3, 1])
+        """
+        return self._mean_nll(self._steps(x))
+
+    def sample(
+        self,
+        num_samples: int,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        first_index: int = 0,
+        temperature: float = 1.0,
+        given: Tensor | None = None,
+    ) -> Tensor:
+        """Exact samples, one uniform for each (sample, dimension): sample i of a seed is always the same.
+
+        Samples first_index … first_index + num_samples − 1 of the seed are returned, so that any division of the
+        samples into calls or processes gives the same samples.
+
+        Args:
+            num_samples: N ≥ 0.
+            seed: 0 … 2⁶⁴−1; None draws one from `generator`, or without one from torch's default generator.
+            generator: a generator on the model's device; only without a seed.
+            first_index: ≥ 0.
+            temperature: > 0; divides the logits of every conditional. 1 is the model's own distribution.
+            given: uint8 or int64 [N, G], or [G] for all samples alike: the states of the dimensions at the first G
+                steps of the model's order, which are not drawn.
+
+        Returns:
+            uint8 [N, D].
+
+        Raises:
+            TypeError, ValueError: an argument is not as described.
+            RuntimeError: the model's parameters give NaN or infinite logits.
+
+        Example:
+            >>> model = pyar.NADE(dim=3, hidden_size=8)
+            >>> x = model.sample(10, seed=1)
+            >>> torch.equal(x[4:], model.sample(6, seed=1, first_index=4))
+            True
+        """
+        return self.sample_and_log_prob(
+            num_samples,
+            seed=seed,
+            generator=generator,
+            first_index=first_index,
+            temperature=temperature,
+            given=given,
+        )[0]
+
+    @torch.no_grad()
+    def sample_and_log_prob(
+        self,
+        num_samples: int,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        first_index: int = 0,
+        temperature: float = 1.0,
+        given: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Exact samples and, from the same pass, the log-probability of what was drawn.
+
+        Args:
+            num_samples, seed, generator, first_index, temperature, given: as sample.
+
+        Returns:
+            x uint8 [N, D], and float32 [N]: the log-probability, in nats, of the drawn dimensions given the others
+            under the distribution they were drawn from, at that temperature. At temperature 1 and with nothing given
+            it is log_prob(x). It carries no gradient; log_prob(x) does.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as sample.
+
+        Example:
+            >>> model = pyar.NADE(dim=3, hidden_size=8)
+            >>> x, log_prob = model.sample_and_log_prob(10, seed=1)
+            >>> torch.allclose(log_prob, model.log_prob(x))
+            True
+        """
+        check_sampling(num_samples, first_index, temperature)
+        device = self._device()
+        given = check_given(given, num_samples, self.dim, self.num_states, device)
+        seed_tensor = resolve_seed(seed, generator, device)
+        steps, log_prob = self._sample(num_samples, seed_tensor, first_index, float(temperature), given)
+        if self.order is None:
+            return steps, log_prob
+        return torch.empty_like(steps).index_copy_(1, self.order, steps), log_prob
+
+    @torch.no_grad()
+    def complete(
+        self,
+        x: Tensor,
+        observed: Tensor,
+        num_samples: int = 1,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        first_index: int = 0,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Exact samples of the unobserved dimensions given the observed ones.
+
+        A fixed order makes this exact only where all that is observed comes before all that is not: there the
+        conditionals to draw from are the model's own. Anything else would need a sum over all completions, and is
+        refused.
+
+        Args:
+            x: uint8 or int64 [B, D]; only its observed entries are read.
+            observed: bool [D], True for the dimensions that are kept; its True part must be the first steps of the
+                model's order.
+            num_samples: completions for each row of x.
+            seed, generator, temperature: as sample.
+            first_index: the sample index of the first completion of the first row; completion j of row b is sample
+                first_index + b·num_samples + j of the seed.
+
+        Returns:
+            uint8 [B, num_samples, D].
+
+        Raises:
+            TypeError, ValueError: an argument is not as described, or the observed dimensions are not first in order.
+            RuntimeError: as sample.
+
+        Example:
+            >>> model = pyar.NADE(dim=4, hidden_size=8)
+            >>> x = torch.tensor([[1, 1, 0, 0]])
+            >>> completions = model.complete(x, torch.tensor([True, True, False, False]), num_samples=5, seed=1)
+            >>> completions.shape, bool((completions[..., :2] == 1).all())
+            (torch.Size([1, 5, 4]), True)
+        """
+        check_sampling(num_samples, first_index, temperature)
+        check_tensor("x", x)
+        if x.dim() != 2 or x.shape[1] != self.dim:
+            raise ValueError(f"x must be [B, {self.dim}], got {list(x.shape)}")
+        check_tensor("observed", observed)
+        if observed.dtype != torch.bool:
+            raise TypeError(f"observed must be a bool mask, got {observed.dtype}")
+        if observed.shape != (self.dim,):
+            raise ValueError(f"observed must be [{self.dim}], one mask for all rows of x, got {list(observed.shape)}")
+        order = torch.arange(self.dim) if self.order is None else self.order.cpu()
+        in_order = observed.cpu()[order]
+        num_observed = int(in_order.sum())
+        if not bool(in_order[:num_observed].all()):
+            first_gap = int((~in_order).int().argmax())
+            later = int(in_order[first_gap:].int().argmax()) + first_gap
+            raise ValueError(
+                "the observed dimensions must come first in the model's order, so that completion is exact: dimension "
+                f"{int(order[later])} (step {later}) is observed, but dimension {int(order[first_gap])} "
+                f"(step {first_gap}) before it is not"
+            )
+        kept = x[:, order[:num_observed].to(x.device)]
+        given = check_states("x's observed part", kept, num_observed, self.num_states, self._device())
+        completed, _ = self.sample_and_log_prob(
+            x.shape[0] * num_samples,
+            seed=seed,
+            generator=generator,
+            first_index=first_index,
+            temperature=temperature,
+            given=given.repeat_interleave(num_samples, dim=0),
+        )
+        return completed.view(x.shape[0], num_samples, self.dim)
+
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def _steps(self, x: Tensor) -> Tensor:
+        """x as uint8, once it is checked, its columns in the order of the steps."""
+        x = check_states("x", x, self.dim, self.num_states, self._device())
+        return x if self.order is None else x.index_select(1, self.order)
+
+
+def check_tensor(name: str, value: Tensor) -> None:
+    """Raises TypeError unless the value is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
+def positive_int(name: str, value: int) -> int:
+    """The value, if it is an integer above 0."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__} {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value

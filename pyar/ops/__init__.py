@@ -1,0 +1,1 @@
+"""The operations: native kernels where there are any, the reference elsewhere."""

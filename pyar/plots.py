@@ -1,0 +1,153 @@
+"""Pictures: sheets of samples, completions, learning curves. Every pixel is drawn as a sharp square of equal size."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+_GREY = (200, 204, 210)  # separators: light enough beside white ink, dark enough beside black ink
+_UNSEEN = (250, 214, 150)  # pixels that were not observed
+_SHEET_PIXELS = 1000  # a sheet is enlarged by whole factors up to about this many pixels
+
+
+def to_grey(x: torch.Tensor, num_states: int, image_shape: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """States [N, D] as grey images uint8 [N, height, width]: 0 white, K − 1 black, like ink on paper.
+
+    Vectors without an image shape become one row of pixels each.
+    """
+    height, width = image_shape if image_shape is not None else (1, x.shape[1])
+    values = x.detach().cpu().numpy().reshape(len(x), height, width).astype(np.float64)
+    return np.round(255.0 * (1.0 - values / (num_states - 1))).astype(np.uint8)
+
+
+def _columns(count: int, height: int, width: int) -> int:
+    """Columns that make the sheet nearly square."""
+    return max(1, min(count, round(math.sqrt(count * (height + 1) / (width + 1)))))
+
+
+def _grid(images: NDArray[np.uint8], columns: int, gaps: Sequence[int] = ()) -> NDArray[np.uint8]:
+    """Colour images [N, height, width, 3] in a grid with separating lines.
+
+    `gaps`: columns after which the separator is wider.
+    """
+    count, height, width, _ = images.shape
+    rows = -(-count // columns)
+    lefts, x = [], 1
+    for column in range(columns):
+        lefts.append(x)
+        x += width + (3 if column in gaps else 1)
+    sheet = np.empty((rows * (height + 1) + 1, x, 3), dtype=np.uint8)
+    sheet[:] = _GREY
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        top, left = 1 + row * (height + 1), lefts[column]
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def _write(sheet: NDArray[np.uint8], path: str | os.PathLike[str]) -> None:
+    from PIL import Image
+
+    from pyar.checkpoint import atomic_write
+
+    factor = max(1, _SHEET_PIXELS // max(sheet.shape[:2]))
+    enlarged = sheet.repeat(factor, axis=0).repeat(factor, axis=1)
+    with atomic_write(path) as file:
+        Image.fromarray(enlarged).save(file, format="PNG", optimize=True)
+
+
+def save_sheet(
+    x: torch.Tensor,
+    path: str | os.PathLike[str],
+    num_states: int,
+    image_shape: tuple[int, int] | None,
+    columns: int | None = None,
+) -> None:
+    """Draws states [N, D] as a grid of images, row by row, into a PNG file."""
+    grey = to_grey(x, num_states, image_shape)
+    if len(grey) == 0:
+        raise ValueError("there is nothing to draw: 0 images")
+    columns = columns or _columns(len(grey), *grey.shape[1:])
+    _write(_grid(np.stack([grey] * 3, axis=-1), columns), path)
+
+
+def save_completions(
+    original: torch.Tensor,
+    observed: torch.Tensor,
+    completions: torch.Tensor,
+    path: str | os.PathLike[str],
+    num_states: int,
+    image_shape: tuple[int, int] | None,
+) -> None:
+    """Draws one row per example: the original, what was observed of it (the rest tinted), its completions.
+
+    `original` [B, D], `observed` bool [D], `completions` [B, S, D].
+    """
+    batch, number, dim = completions.shape
+    first = np.stack([to_grey(original, num_states, image_shape)] * 3, axis=-1)
+    height, width = first.shape[1:3]
+    seen = first.copy()
+    seen[:, ~observed.cpu().numpy().reshape(height, width)] = _UNSEEN
+    rest = to_grey(completions.reshape(batch * number, dim), num_states, image_shape)
+    rest = np.stack([rest] * 3, axis=-1).reshape(batch, number, height, width, 3)
+    tiles = np.concatenate([first[:, None], seen[:, None], rest], axis=1)
+    _write(_grid(tiles.reshape(-1, height, width, 3), number + 2, gaps=(0, 1)), path)
+
+
+def save_learning_curve(records: Sequence[dict[str, Any]], path: str | os.PathLike[str], title: str = "") -> None:
+    """Draws train and validation NLL (nats) over epochs from a run's log.
+
+    `records`: dicts with `epoch` (float), `train_nll`, `valid_nll`; a missing or non-finite value leaves a gap.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from pyar.checkpoint import atomic_write
+
+    figure, axes = plt.subplots(figsize=(7, 4.2), dpi=130)
+    for key, label, colour in (("train_nll", "train", "#7aa6c2"), ("valid_nll", "valid", "#c0392b")):
+        points = [(r["epoch"], r[key]) for r in records if r.get(key) is not None and math.isfinite(r[key])]
+        if points:
+            marker = "o" if len(points) < 30 else None
+            axes.plot(*zip(*points, strict=True), label=label, color=colour, marker=marker, markersize=3, linewidth=1.6)
+    valid = [r for r in records if r.get("valid_nll") is not None and math.isfinite(r["valid_nll"])]
+    if valid:
+        best = min(valid, key=lambda r: r["valid_nll"])
+        axes.axhline(best["valid_nll"], color="#c0392b", linewidth=0.7, linestyle=":")
+        axes.annotate(
+            f"best {best['valid_nll']:.2f}",
+            (best["epoch"], best["valid_nll"]),
+            textcoords="offset points",
+            xytext=(0, -12),
+            ha="right",
+            fontsize=8,
+            color="#c0392b",
+        )
+        # The first epochs fall from far above; show the range in which most of the run happens.
+        values = sorted(r[k] for r in records for k in ("train_nll", "valid_nll") if r.get(k) is not None)
+        values = [v for v in values if math.isfinite(v)]
+        low, high = values[0], values[min(len(values) - 1, int(0.95 * len(values)))]
+        margin = 0.08 * max(high - low, 1e-3 * abs(low), 1e-6)
+        axes.set_ylim(low - 2 * margin, high + margin)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("negative log-likelihood (nats)")
+    if title:
+        axes.set_title(title, fontsize=10)
+    handles, _ = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    figure.tight_layout()
+    with atomic_write(Path(path)) as file:
+        figure.savefig(file, format="png")
+    plt.close(figure)

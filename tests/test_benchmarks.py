@@ -1,0 +1,312 @@
+"""The benchmarks tell the truth: every contender is right on small cases, a wrong one is called wrong and has no time,
+and README's tables are those of the stored results."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import guard, peers, plots, report, tables
+from benchmarks.__main__ import COMMITTED, parse_arguments
+from benchmarks.cases import Case, build_inputs, mnist_like
+from benchmarks.check import Checker
+from benchmarks.machine import Machine
+from benchmarks.runner import Runner
+from pyar import native
+
+pytestmark = pytest.mark.skipif(native._C is None, reason="the extension is not built")
+
+NADE = {"D": 12, "H": 16, "data": "dense"}
+LSTM = {"D": 10, "H": 8}
+CASES = [
+    *(Case("nade", task, K, 7, **NADE) for task in ("log_prob", "gradient", "sample") for K in (2, 5)),
+    *(Case("lstm", task, 5, 6, num_layers=2, **LSTM) for task in ("log_prob", "gradient", "sample")),
+    Case("lstm", "sample", 2, 6, **LSTM),
+]
+APPLICABLE = {
+    ("nade", "log_prob"): {"ours", "jax_scan", "numba_loop", "torch_eager", "torch_vectorised", "torch_compiled"},
+    ("nade", "gradient"): {"ours", "jax_scan", "torch_eager", "torch_vectorised", "torch_compiled"},
+    ("nade", "sample"): {"ours", "jax_scan", "numba_loop", "torch_eager", "torch_compiled"},
+    ("lstm", "log_prob"): {"ours", "jax_scan", "nn_lstm"},
+    ("lstm", "gradient"): {"ours", "jax_scan", "nn_lstm"},
+    ("lstm", "sample"): {"ours", "jax_scan", "addmm_lstm", "torch_eager", "torch_compiled"},
+}
+MACHINE = Machine(threads=1, peak=1e11, bandwidth={1: 1e11, 64: 1e10})
+
+
+@functools.cache
+def checker(case: Case) -> Checker:
+    return Checker(case, build_inputs(case))
+
+
+def prepare(module: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> peers.Work:
+    if module.endswith("jax_scan"):
+        pytest.importorskip("jax")
+        monkeypatch.setattr("benchmarks.peers.jax_scan.UNROLLS", (4,))
+    elif module.endswith("numba_loop"):
+        pytest.importorskip("numba")
+    elif module.endswith("torch_compiled"):  # traced, but not through the C++ compiler
+        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    threads = torch.get_num_threads()
+    try:
+        return importlib.import_module(module).prepare(case, checker(case).inputs, threads)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("module", list(peers.CONTENDERS), ids=lambda module: module.split(".")[-1])
+@pytest.mark.parametrize("case", CASES, ids=Case.describe)
+def test_contender_is_right_or_says_that_it_has_no_such_job(case, module, monkeypatch):
+    name = module.split(".")[-1]
+    applicable = name in APPLICABLE[case.model, case.task]
+    applicable |= name == "numba_loop" and case.model == "lstm" and case.task == "sample" and case.num_layers == 1
+    if not applicable:
+        with pytest.raises(peers.NotApplicable, match=r"\w"):
+            prepare(module, case, monkeypatch)
+        return
+    work = prepare(module, case, monkeypatch)
+    assert checker(case).error(work.to_numpy(work.call())) <= 1
+    assert checker(case).error(work.to_numpy(work.call())) <= 1, "right once, wrong when called again"
+
+
+@pytest.mark.parametrize("case", CASES, ids=Case.describe)
+def test_check_refuses_wrong_results(case, monkeypatch):
+    work = prepare("benchmarks.ours", case, monkeypatch)
+    right = work.to_numpy(work.call())
+    for name, value in right.items():
+        wrong = {**right, name: value.copy()}
+        if value.dtype == np.uint8:
+            wrong[name][-1, -1] = (value[-1, -1] + 1) % case.K
+        else:
+            wrong[name] = value + 1e-3 * np.abs(value).max()
+        assert checker(case).error(wrong) > 1, name
+        if value.dtype != np.uint8:
+            not_a_number = value.copy()
+            not_a_number.flat[-1] = np.nan
+            assert not checker(case).error({**right, name: not_a_number}) <= 1, name
+        if value.ndim:
+            assert checker(case).error({**right, name: value[:-1]}) > 1, name
+    if case.task != "sample":
+        assert checker(case).error({}) > 1
+
+
+def test_inputs_are_the_same_every_time_and_have_the_share_of_zeros_they_claim():
+    for K, zeros in ((2, 0.868), (10, 0.826), (256, 0.809)):
+        assert (mnist_like(1797, 784, K, None) == 0).mean() == pytest.approx(zeros, abs=0.02)
+        assert mnist_like(50, 100, K, None).max() < K
+    first, second = build_inputs(CASES[0]), build_inputs(CASES[0])
+    assert np.array_equal(first.x, second.x)
+    assert all(np.array_equal(value, second.parameters[name]) for name, value in first.parameters.items())
+
+
+def test_case_refuses_unknown_words():
+    with pytest.raises(ValueError, match=r"task must be one of .*got 'train'"):
+        Case("nade", "train", 2, 1)
+
+
+def test_floor_is_linear_in_the_work_and_bounded_by_reading_the_parameters():
+    def floor(**changes):
+        return MACHINE.floor_seconds(
+            Case(**{"model": "lstm", "task": "sample", "K": 10, "B": 1000, "H": 256} | changes), 0.5
+        )
+
+    # The figure that two cores of 200 GFLOP/s are known for, 2.05 s, is without the output layer's 1 %.
+    assert floor() == pytest.approx(784 * 1000 * (4 * 256**2 + 10 * 256) * 2 / 1e11)
+    assert floor(task="gradient") == pytest.approx(3 * floor())
+    assert floor(D=1568) == pytest.approx(2 * floor())
+    assert floor(B=1) == pytest.approx(784 * 4 * (4 * 256**2 + 10 * 256) / 1e10)
+
+
+def test_machine_limits_are_measured():
+    peak = native._C.multiply_add_peak(1, 0.01)
+    assert 1e8 < peak < 1e13
+    assert 1e8 < native._C.load_bandwidth(1, 0.01, 1 << 20) < 1e13
+    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+        native._C.multiply_add_peak(0)
+    with pytest.raises(ValueError, match="bytes must be at least 256 a thread, got 3"):
+        native._C.load_bandwidth(1, 0.1, 3)
+
+
+WRONG_PEER = """
+from benchmarks import ours
+from benchmarks.peers import Work
+
+def prepare(case, inputs, threads):
+    work = ours.prepare(case, inputs, threads)
+    return Work(work.call, lambda raw: {"log_prob": work.to_numpy(raw)["log_prob"] * 1.001})
+"""
+FAILING_PEER = """
+import os
+from benchmarks.peers import Work
+
+def prepare(case, inputs, threads):
+    return Work(lambda: os._exit(3), lambda raw: {})
+"""
+
+
+def test_wrong_missing_and_failing_peers_are_named_and_have_no_time(tmp_path, monkeypatch, capsys):
+    (tmp_path / "wrong_peer.py").write_text(WRONG_PEER)
+    (tmp_path / "failing_peer.py").write_text(FAILING_PEER)
+    (tmp_path / "missing_peer.py").write_text("import a_package_that_nobody_has\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    case = CASES[0]
+    modules = ["benchmarks.ours", "wrong_peer", "failing_peer", "missing_peer", "benchmarks.peers.nn_lstm"]
+    with Runner(modules, MACHINE, budget=0.02) as runner:
+        record = runner.run(case)
+    outcomes = {outcome["contender"]: outcome for outcome in record["outcomes"]}
+    statuses = {name: outcome["status"] for name, outcome in outcomes.items()}
+    assert statuses == {
+        "pyar": "ok",
+        "wrong_peer": "wrong",
+        "failing_peer": "failed",
+        "missing_peer": "missing",
+        "nn.LSTM": "not applicable",
+    }
+    assert outcomes["pyar"]["median_ms"] > 0
+    assert outcomes["pyar"]["p20_ms"] <= outcomes["pyar"]["median_ms"] <= outcomes["pyar"]["p80_ms"]
+    assert not any("median_ms" in outcome for name, outcome in outcomes.items() if name != "pyar")
+    assert "exit code 3" in outcomes["failing_peer"]["reason"]
+
+    tables.print_record(case, record)
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert "WRONG" in lines["wrong_peer"]
+    assert " ms" not in lines["wrong_peer"]
+    assert "missing: No module named 'a_package_that_nobody_has'" in lines["missing_peer"]
+
+
+def record(case: Case, **milliseconds: float) -> dict:
+    outcomes = [
+        {"contender": name, "status": "ok", "median_ms": value, "p20_ms": 0.98 * value, "p80_ms": 1.02 * value}
+        | {"repetitions": 9, "fraction_of_floor": 1 / value, "error_over_tolerance": 0.1}
+        for name, value in milliseconds.items()
+    ]
+    return {**case.to_json(), "share_of_zeros": 0.87, "floor_ms": 1.0, "outcomes": outcomes}
+
+
+def document(*records: dict) -> dict:
+    environment = {"commit": "0123456789ab", "date": "2026-01-01 00:00 UTC", "processor": "P", "level": "avx2"}
+    return {"job": "nade", "environment": environment, "records": list(records)}
+
+
+def test_comparison_marks_what_became_slower(tmp_path, capsys):
+    case = CASES[0]
+    (tmp_path / "nade.json").write_text(json.dumps(document(record(case, pyar=2.0, numba=9.0))))
+    now = document(record(case, pyar=3.0, numba=9.1), record(CASES[1], pyar=1.0))
+    tables.print_comparison(now, tables.read_earlier(tmp_path, "nade"))
+    printed = capsys.readouterr().out
+    assert "2 → 3 ms (1.50×) slower" in printed
+    assert "9 → 9.1 ms (1.01×) \n" in printed
+    assert CASES[1].describe() not in printed
+    with pytest.raises(SystemExit, match=r"lstm\.json"):
+        tables.read_earlier(tmp_path, "lstm")
+
+
+def test_command_line(capsys):
+    options = parse_arguments(["nade", "lstm", "--threads", "1", "--peers", "numba_loop"])
+    assert isinstance(options, argparse.Namespace)
+    assert options.jobs == ["nade", "lstm"]
+    for wrong in (["flops"], ["nade", "--threads", "0"], ["nade", "--device", "tpu"]):
+        with pytest.raises(SystemExit):
+            parse_arguments(wrong)
+    assert "--threads must be 1 to" in capsys.readouterr().err
+
+
+def full_documents() -> dict[str, dict]:
+    """Documents of all three jobs with something of everything."""
+    machine = {"threads": 2, "multiply_add_peak_gflops": 200.0, "load_bandwidth_gbytes": {"1": 50.0}}
+    nade = Case("nade", "sample", 2, 100)
+    lost = Case("nade", "sample", 10, 1)
+    lstm = Case("lstm", "sample", 10, 1, H=256, num_layers=2)
+    documents = {
+        "nade": document(record(nade, **{"pyar": 4.0, "JAX lax.scan": 37.04}), record(lost, pyar=2.0, numba=1.0)),
+        "lstm": document(record(lstm, pyar=1234.0)),
+        "sweep": document(
+            *({"axis": "B", **record(Case("nade", "sample", 2, B), pyar=0.1 * B)} for B in (1, 10, 100)),
+            *({"axis": "K", **record(Case("nade", "sample", K, 10), pyar=0.1 * K)} for K in (2, 10)),
+        ),
+    }
+    documents["nade"]["records"][1]["outcomes"] += [
+        {"contender": "JAX lax.scan", "status": "missing", "reason": "No module named 'jax'"},
+        {"contender": "torch.compile", "status": "wrong", "error_over_tolerance": 7.0},
+    ]
+    for name in documents:
+        documents[name]["machine"] = machine
+        documents[name]["environment"]["versions"] = {"torch": "2.13.0", "jax": None}
+        documents[name]["data"] = {"mnist-like": "mnist-like: digits"}
+    documents["sweep"]["threads"] = [{"threads": n, **record(nade, pyar=8.0 / n)} for n in (1, 2)]
+    documents["sweep"]["memory"] = [{**nade.to_json(), "contender": "pyar", "status": "ok", "extra_megabytes": 12.3}]
+    documents["sweep"]["import"] = {"torch_seconds": 1.5, "pyar_seconds": 1.75}
+    documents["sweep"]["build"] = {"status": "ok", "seconds": 61.0}
+    return documents
+
+
+def test_report_says_what_the_results_say(tmp_path):
+    text = report.render(full_documents())
+    rows = [line for line in text.splitlines() if line.startswith("| sample")]
+    assert rows[0] == "| sample, K=2, B=100 | mnist-like, 87 % zeros | **4** (25 %) | 37 (9.3×) | – | – |"
+    assert rows[1] == "| sample, K=10, B=1 | mnist-like, 87 % zeros | **2** (50 %) | missing | 1 (0.5×) | WRONG |"
+    assert rows[2] == "| sample, K=10, B=1, H=256, 2 layers | mnist-like, 87 % zeros | **1234** (0 %) |"
+    assert "not the fastest in 1 of the 8 cases measured: nade sample, B=1, K=10" in text
+    assert "numba takes 0.50 of pyar's time" in text
+    assert "NADE sample, K=2, B=100: 1 → 8, 2 → 4" in text
+    assert "NADE sample, K=2, B=100: pyar 12 MB" in text
+    assert "`import pyar` takes 1.8 s" in text
+    assert "pyar was the fastest in all 5 cases" in report.render({"sweep": full_documents()["sweep"]})
+
+
+def test_report_replaces_only_its_section(tmp_path):
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "nade.json").write_text(json.dumps(full_documents()["nade"]))
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    report.write_report(results, page, None)
+    once = page.read_text()
+    assert once.startswith("before\n")
+    assert once.endswith("\nafter\n")
+    assert "37 (9.3×)" in once
+    assert "old" not in once
+    report.write_report(results, page, None)
+    assert page.read_text() == once
+    page.write_text("no marks")
+    with pytest.raises(SystemExit, match="must have the line"):
+        report.write_report(results, page, None)
+    with pytest.raises(SystemExit, match="no results in"):
+        report.write_report(tmp_path, None, None)
+
+
+def test_plots_are_drawn(tmp_path):
+    drawn = plots.draw_plots(full_documents(), tmp_path)
+    assert {path.name for path in drawn} == {"speed.png", "floor.png", "growth.png"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+
+
+def test_readme_has_the_tables_of_the_stored_results():
+    page = (COMMITTED.parent.parent / "README.md").read_text()
+    if not any(COMMITTED.glob("*.json")):
+        assert not page.partition(report.BEGIN)[2].partition(report.END)[0].strip(), "figures without stored results"
+        return
+    assert report.insert(page, report.render(report.read_results(COMMITTED))) == page, (
+        "README.md differs from the stored results: python -m benchmarks report --write README.md"
+    )
+
+
+def test_guard_fails_on_more_instructions_only(capsys):
+    stored = {"a": 1000, "b": 1000, "gone": 5}
+    assert guard.compare(stored, {"a": 1010, "b": 700, "new": 3}) == 0
+    printed = capsys.readouterr().out
+    assert "no stored count" in printed
+    assert "no longer measured" in printed
+    assert "fewer" in printed
+    assert guard.compare(stored, {"a": 1000, "b": 1100}) == 1
+    assert "+10.0 %  MORE" in capsys.readouterr().out
+
+
+def test_guard_measures_the_cases_it_has_stored():
+    assert set(json.loads(guard.STORED.read_text())) == {case.describe() for case in guard.cases()}

@@ -1,0 +1,438 @@
+"""The command line, end to end: what it writes and prints, how it stops and goes on, what it says of mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pyar
+from pyar.checkpoint import load
+from pyar.cli import main
+from pyar.cli.parser import MODELS as NAMES
+from pyar.cli.parser import duration, make_parser, shape, sizes
+from pyar.models import MODELS
+from pyar.training import TrainingConfig
+
+QUICK = ["--epochs", "2", "--hidden-size", "8", "--binarize", "threshold", "--batch-size", "200", "--no-progress"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch):
+    """Work as small as this is slower, and much slower on a busy machine, when several threads share it."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("PYAR_DATA", raising=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A small NADE trained on the binary digits."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    assert main(["train", "nade", "--out", str(folder), *QUICK]) == 0
+    return folder
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of one command."""
+    capsys.readouterr()
+    try:
+        code = main([*map(str, arguments)])
+    except SystemExit as exit:  # argparse's way out
+        code = exit.code
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def command(*arguments: str, **options) -> subprocess.Popen:
+    """`python -m pyar …` in a process of its own."""
+    root = str(Path(pyar.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    return subprocess.Popen(
+        [sys.executable, "-m", "pyar", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **options,
+    )
+
+
+# --- train ---
+
+
+def test_train_leaves_a_complete_run_folder(trained, capsys):
+    names = {path.name for path in trained.iterdir()}
+    assert names == {
+        "model.safetensors",
+        "training_state.pt",
+        "config.json",
+        "result.json",
+        "log.jsonl",
+        "learning_curve.png",
+        "samples.png",
+    }
+    result = json.loads((trained / "result.json").read_text())
+    assert result["test"]["num_examples"] == 179
+    assert "threshold" in result["test"]["preparation"]
+    assert result["valid"]["nll_nats"] == pytest.approx(result["best_valid_nll"], rel=1e-6)
+
+
+def test_train_prints_its_result_with_everything_that_names_it(tmp_path, capsys):
+    code, out, err = run(capsys, "train", "nade", "--out", tmp_path / "x", *QUICK)
+    assert code == 0
+    for part in ("digits test: NLL", "±", "nats", "bits/dim", "179 examples", "binarised by threshold", "samples.png"):
+        assert part in out
+    assert "8×8" in err
+    code, out, _ = run(capsys, "train", "nade", "--out", tmp_path / "y", "--json", *QUICK)
+    assert json.loads(out)["test"]["split"] == "test"
+
+
+def test_new_runs_get_names_of_their_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for expected in ("runs/nade-digits", "runs/nade-digits-2"):
+        assert run(capsys, "train", "nade", *QUICK)[0] == 0
+        assert load(expected).config["hidden_size"] == 8
+
+
+def test_a_used_folder_is_not_overwritten(trained, capsys):
+    code, _, err = run(capsys, "train", "nade", "--out", trained, *QUICK)
+    assert code == 1
+    assert "--resume" in err
+
+
+def test_model_options_reach_the_model(tmp_path, capsys):
+    options = ["--order", "random", "--mlp-sizes", "5,4", "--input", "scalar", "--seed", "3"]
+    assert run(capsys, "train", "nade", "--out", tmp_path / "x", *options, *QUICK)[0] == 0
+    config = load(tmp_path / "x").config
+    assert (config["mlp_sizes"], config["input"], config["hidden_size"]) == ([5, 4], "scalar", 8)
+    assert sorted(config["order"]) == list(range(64))
+    assert config["order"] != list(range(64))
+
+
+def test_a_pixel_lstm_trains_samples_and_completes(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--num-layers", "2", "--checkpoint-steps", "8", *QUICK]
+    assert run(capsys, "train", "pixel-lstm", "--out", "lstm", *options)[0] == 0
+    assert load("lstm").config["num_layers"] == 2
+    assert run(capsys, "evaluate", "lstm", "--no-progress")[0] == 0
+    assert run(capsys, "sample", "lstm", "-n", "10", "--no-progress")[0] == 0
+    assert run(capsys, "complete", "lstm", "--no-progress", "-n", "2", "--completions", "2")[0] == 0
+    assert Path("samples.png").is_file()
+    assert Path("completions.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "say which model"),
+        (["train", "nade", "--num-layers", "2"], "--num-layers is not an option of nade"),
+        (["train", "nade", "--data", "nothing"], "no data set and no file 'nothing'"),
+        (["train", "nade", "--levels", "4", "--binarize", "fixed"], "one of --levels and --binarize"),
+        (["train", "nade", "--data", "mnist", "--data-dir", "/nowhere"], "not a folder"),
+        (["train", "--resume", "nowhere"], "not a run that can be resumed"),
+        (["evaluate", "nowhere"], "no checkpoint nowhere"),
+        (["sample", "nowhere"], "no checkpoint nowhere"),
+        (["train", "nade", "--device", "abacus"], "abacus"),
+    ],
+)
+def test_mistakes_get_one_clear_line(tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *arguments)
+    assert code == 1
+    assert not out
+    assert err.startswith("pyar: ")
+    assert message in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())  # no half-made run folder is left behind
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["trian"],
+        ["train", "made"],
+        ["train", "nade", "--epochs", "0"],
+        ["train", "nade", "--epochs", "nan"],
+        ["train", "nade", "--time-budget", "soon"],
+        ["train", "nade", "--ema", "1"],
+        ["train", "nade", "--levels", "1"],
+        ["sample", "x", "-n", "0"],
+        ["sample", "x", "--temperature", "0"],
+        ["sample", "x", "--seed", "-1"],
+        ["complete", "x", "--observed", "1.5"],
+    ],
+)
+def test_wrong_usage_exits_with_2(capsys, arguments):
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert "usage" in err
+
+
+# --- stopping and going on ---
+
+
+def wait_for(path: Path, process: subprocess.Popen, lines: int) -> None:
+    """Waits until the log of a run has so many lines."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if path.is_file() and path.read_text().count("\n") >= lines:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    pytest.fail("the run did not get going")
+
+
+LONG = [
+    "train",
+    "nade",
+    "--epochs",
+    "20",
+    "--hidden-size",
+    "8",
+    "--binarize",
+    "dynamic",
+    "--ema",
+    "0.9",
+    "--no-progress",
+]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    """The run that the stopped ones must equal."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    process = command(*LONG, "--out", folder, "--threads", "1")
+    assert process.wait() == 0, process.communicate()
+    process.communicate()
+    return folder
+
+
+def same_result(folder: Path, other: Path) -> None:
+    for a, b in zip(load(folder).parameters(), load(other).parameters(), strict=True):
+        assert torch.equal(a, b)
+    results = [json.loads((path / "result.json").read_text()) for path in (folder, other)]
+    for key in ("steps", "best_valid_nll", "best_step", "test", "valid"):
+        assert results[0][key] == results[1][key]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, uninterrupted, capsys, number, code):
+    folder = tmp_path / "run"
+    process = command(*LONG, "--out", folder, "--threads", "1", "--save-every", "0.01s")
+    wait_for(folder / "log.jsonl", process, 3)
+    process.send_signal(number)
+    _, err = process.communicate()
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    if number != signal.SIGKILL:
+        assert f"pyar train --resume {folder}" in err
+    assert not (folder / "result.json").exists()
+    assert run(capsys, "train", "--resume", folder, "--no-progress", "--threads", "1")[0] == 0
+    same_result(folder, uninterrupted)
+
+
+def test_resuming_changes_only_the_budget(trained, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder)
+    code, _, err = run(capsys, "train", "--resume", folder, "--hidden-size", "9")
+    assert code == 1
+    assert "--hidden-size cannot be changed" in err
+    code, _, err = run(capsys, "train", "pixel-lstm", "--resume", folder)
+    assert code == 1
+    assert "run of nade" in err
+    assert run(capsys, "train", "--resume", folder, "--epochs", "3", "--no-progress")[0] == 0
+    assert json.loads((folder / "result.json").read_text())["epochs"] == 3
+    (folder / "config.json").write_text("{")
+    code, _, err = run(capsys, "train", "--resume", folder)
+    assert code == 1
+    assert "damaged" in err
+
+
+# --- evaluate ---
+
+
+def test_evaluate_repeats_the_training_result(trained, tmp_path, capsys):
+    wanted = json.loads((trained / "result.json").read_text())["test"]
+    code, out, _ = run(capsys, "evaluate", trained, "--json", "--no-progress", "--out", tmp_path / "scores.npy")
+    assert code == 0
+    result = json.loads(out)
+    for key, value in wanted.items():
+        assert result[key] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value)
+    scores = np.load(tmp_path / "scores.npy")
+    assert scores.shape == (179,)
+    assert -scores.mean(dtype=np.float64) == pytest.approx(result["nll_nats"], rel=1e-6)
+    code, out, _ = run(capsys, "evaluate", trained / "model.safetensors", "--split", "valid", "--no-progress")
+    assert code == 0
+    assert "digits valid" in out
+
+
+def test_evaluate_on_other_data(trained, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 2, (50, 64), dtype=np.uint8))
+    code, out, _ = run(capsys, "evaluate", trained, "--data", tmp_path / "x.npy", "--json", "--no-progress")
+    assert code == 0
+    assert json.loads(out)["data"] == "x"
+    code, _, err = run(capsys, "evaluate", trained, "--levels", "4", "--no-progress")
+    assert code == 1
+    assert "4 grey levels" in err
+
+
+# --- sample ---
+
+
+def test_sample_files_and_sheet(trained, tmp_path, capsys):
+    outputs = ["--out", tmp_path / "x.npz", "--out", tmp_path / "x.png"]
+    code, out, _ = run(capsys, "sample", trained, "-n", "30", "--seed", "9", "--chunk-size", "7", "--json", *outputs)
+    assert code == 0
+    assert json.loads(out)["num_samples"] == 30
+    x, log_prob = load(trained).sample_and_log_prob(30, seed=9)
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as arrays:
+        assert np.array_equal(arrays["x"], x.numpy())
+        assert np.array_equal(arrays["log_prob"], log_prob.numpy())
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.size[0] > 200
+
+
+def test_sample_options_reach_the_model(trained, tmp_path, capsys):
+    np.save(tmp_path / "given.npy", np.ones(10, np.uint8))
+    options = ["--given", tmp_path / "given.npy", "--temperature", "0.5", "--first-index", "4", "--no-progress"]
+    assert run(capsys, "sample", trained, "-n", "5", "--out", tmp_path / "x.npy", *options)[0] == 0
+    given = torch.ones(10, dtype=torch.uint8)
+    wanted = load(trained).sample(5, seed=0, first_index=4, temperature=0.5, given=given)
+    assert np.array_equal(np.load(tmp_path / "x.npy"), wanted.numpy())
+
+
+def test_the_rows_of_given_set_the_number(trained, tmp_path, capsys):
+    np.save(tmp_path / "given.npy", np.eye(3, 10, dtype=np.uint8))
+    arguments = ["sample", trained, "--given", tmp_path / "given.npy", "--out", tmp_path / "x.npy", "--no-progress"]
+    assert run(capsys, *arguments)[0] == 0
+    assert np.array_equal(np.load(tmp_path / "x.npy")[:, :10], np.eye(3, 10))
+    code, _, err = run(capsys, *arguments, "-n", "4")
+    assert code == 1
+    assert "3 rows" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "x.txt"], "should end in"),
+        (["--out", "nowhere/x.npz"], "no folder nowhere"),
+        (["--given", "given.txt"], "expected a .npy or .npz"),
+        (["--given", "missing.npy"], "no file missing.npy"),
+        (["--given", "long.npy"], "G ≤ 64"),
+        (["--given", "high.npy"], "0 … 1"),
+        (["--given", "real.npy"], "integer states"),
+    ],
+)
+def test_wrong_sample_requests(trained, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    np.save("long.npy", np.zeros(65, np.uint8))
+    np.save("high.npy", np.full(3, 2))
+    np.save("real.npy", np.zeros(3))
+    before = set(tmp_path.iterdir())
+    code, _, err = run(capsys, "sample", trained, "--no-progress", *arguments)
+    assert code == 1
+    assert message in err
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_shards_of_two_processes_equal_one_file(trained, tmp_path, capsys, monkeypatch):
+    """Each process needs its rank and the number of processes alone, so they can run here one after the other."""
+    assert run(capsys, "sample", trained, "-n", "25", "--out", tmp_path / "x.npz", "--no-progress")[0] == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert run(capsys, "sample", trained, "-n", "25", "--out", tmp_path / "x.npz", "--no-progress")[0] == 0
+    with np.load(tmp_path / "x.npz") as whole:
+        parts = [np.load(tmp_path / f"x.rank-{rank}-of-2.npz") for rank in (0, 1)]
+        for name in ("x", "log_prob"):
+            assert np.array_equal(np.concatenate([part[name] for part in parts]), whole[name])
+    code, _, err = run(capsys, "sample", trained, "--out", tmp_path / "x.png")
+    assert code == 1
+    assert "torchrun" in err
+
+
+# --- complete ---
+
+
+def test_completions_keep_what_was_observed(trained, tmp_path, capsys):
+    outputs = ["--out", tmp_path / "x.npz", "--out", tmp_path / "x.png"]
+    arguments = ["complete", trained, "-n", "3", "--completions", "4", "--observed", "0.3", "--seed", "2", *outputs]
+    code, out, _ = run(capsys, *arguments, "--json", "--no-progress")
+    assert code == 0
+    assert json.loads(out)["observed_dimensions"] == 16  # two of eight rows
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as arrays:
+        original, observed, completions = (arrays[name] for name in ("original", "observed", "completions"))
+    assert completions.shape == (3, 4, 64)
+    assert observed.tolist() == [True] * 16 + [False] * 48
+    assert (completions[:, :, :16] == original[:, None, :16]).all()
+    assert not (completions == original[:, None]).all()
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.format == "PNG"
+
+
+def test_completing_the_users_own_examples(trained, tmp_path, capsys):
+    np.save(tmp_path / "mine.npy", np.ones((2, 64), np.uint8))
+    arguments = ["complete", trained, "--examples", tmp_path / "mine.npy", "--out", tmp_path / "x.npz", "--no-progress"]
+    assert run(capsys, *arguments)[0] == 0
+    with np.load(tmp_path / "x.npz") as arrays:
+        assert arrays["original"].shape == (2, 64)
+    code, _, err = run(capsys, *arguments, "--first", "2")
+    assert code == 1
+    assert "no example number 2" in err
+
+
+# --- info and help ---
+
+
+def test_info_says_what_is_built_and_what_a_run_is(trained, capsys):
+    code, out, _ = run(capsys, "info", "--json")
+    assert code == 0
+    assert json.loads(out)["torch"] == torch.__version__
+    code, out, _ = run(capsys, "info", trained)
+    assert code == 0
+    assert "hidden_size" in out
+    code, out, _ = run(capsys, "info", trained, "--json")
+    assert json.loads(out)["run"]["model"] == "nade"
+
+
+@pytest.mark.parametrize("name", ["", "train", "evaluate", "sample", "complete", "info"])
+def test_help_explains_every_command(name, capsys):
+    code, out, _ = run(capsys, *([name] if name else []), "--help")
+    assert code == 0
+    assert out.startswith("usage: pyar")
+
+
+def test_the_parser_knows_every_model_and_every_setting():
+    assert set(NAMES) == set(MODELS)
+    known = vars(make_parser().parse_args(["train", "nade"]))
+    assert set(TrainingConfig().to_json()) <= known.keys()
+
+
+def test_small_parsers():
+    assert [duration(text) for text in ("90", "90s", "4.5m", "1h", ".5min")] == [90, 90, 270, 3600, 30]
+    assert shape("28x20") == (28, 20)
+    assert sizes("500,300") == (500, 300)
+
+
+def test_the_module_and_its_exit_code():
+    process = command("evaluate", "nowhere")
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert err.strip().count("\n") == 0

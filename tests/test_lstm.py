@@ -1,0 +1,366 @@
+"""PixelLSTM's operations against the mathematics: float64, enumeration, inverse CDF, χ², invariances, bad input."""
+
+from __future__ import annotations
+
+import concurrent.futures
+
+import pytest
+import torch
+from hypothesis import given as examples
+from hypothesis import settings
+from hypothesis import strategies as st
+from oracle import (
+    all_states,
+    assert_as_accurate,
+    assert_follows_law,
+    assert_inverse_cdf,
+    random_states,
+)
+from torch import Tensor
+
+from pyar.native import has_kernels
+from pyar.ops.lstm import lstm_log_prob, lstm_logits, lstm_sample, round_weights
+from pyar.reference import lstm as reference
+from pyar.reference.philox import uniforms
+
+pytestmark = pytest.mark.skipif(not has_kernels("cpu"), reason="the extension is not built")
+
+Parameters = tuple[list[Tensor], Tensor, Tensor]
+
+
+def parameters(
+    K: int, H: int, layers: int = 1, *, scalar: bool = False, seed: int = 0, scale: float = 1.0
+) -> Parameters:
+    """Random parameters whose sums and logits are of order `scale` at any H."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int, std: float) -> Tensor:
+        return scale * std * torch.randn(*shape, generator=generator)
+
+    weights = []
+    for layer in range(layers):
+        inputs = H if layer else (1 if scalar else K)
+        weights += [normal(4 * H, inputs, std=1.0 if layer == 0 else H**-0.5), normal(4 * H, H, std=H**-0.5)]
+        weights += [normal(4 * H, std=0.3), normal(4 * H, std=0.3)]
+    return weights, normal(K, H, std=3 * H**-0.5), normal(K, std=0.5)
+
+
+def cast(p: Parameters, dtype: torch.dtype) -> Parameters:
+    return [w.to(dtype) for w in p[0]], p[1].to(dtype), p[2].to(dtype)
+
+
+def leaves(p: Parameters) -> Parameters:
+    return [w.detach().clone().requires_grad_() for w in p[0]], *(w.detach().clone().requires_grad_() for w in p[1:])
+
+
+def gradients(value: Tensor, p: Parameters) -> list[Tensor]:
+    return list(torch.autograd.grad(value, [*p[0], p[1], p[2]]))
+
+
+def sample(p: Parameters, N: int, D: int, seed: int = 7, **options) -> tuple[Tensor, Tensor]:
+    return lstm_sample(*p, seed=torch.tensor(seed), num_samples=N, num_dims=D, **options)
+
+
+@pytest.mark.parametrize(("K", "H", "layers", "scalar"), [(2, 5, 1, False), (4, 9, 2, False), (5, 6, 3, True)])
+def test_the_reference_is_torchs_lstm(K: int, H: int, layers: int, scalar: bool) -> None:
+    """pyar.reference.lstm against nn.LSTM and nn.Linear written out, in float64."""
+    p = cast(parameters(K, H, layers, scalar=scalar), torch.float64)
+    lstm = torch.nn.LSTM(1 if scalar else K, H, layers, batch_first=True, dtype=torch.float64)
+    head = torch.nn.Linear(H, K, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter, value in zip([*lstm.parameters(), *head.parameters()], [*p[0], *p[1:]], strict=True):
+            parameter.copy_(value)
+    x = random_states(6, 8, K)
+    inputs = torch.zeros(6, 8, 1 if scalar else K, dtype=torch.float64)
+    previous = x[:, :-1].long()
+    inputs[:, 1:] = previous[..., None] / (K - 1) if scalar else torch.nn.functional.one_hot(previous, K).double()
+    log_p = head(lstm(inputs)[0]).log_softmax(-1)
+    expected = log_p.gather(2, x.long()[..., None]).sum((1, 2))
+    torch.testing.assert_close(reference.log_prob(x, *p), expected, rtol=1e-12, atol=1e-12)
+    logits = reference.logits(x, *p)
+    logits = torch.stack((torch.zeros_like(logits), logits), -1) if K == 2 else logits
+    torch.testing.assert_close(logits.log_softmax(-1), log_p, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.each_level
+@pytest.mark.parametrize("checkpoint_steps", [None, 0, 2])
+@pytest.mark.parametrize(
+    ("B", "D", "K", "H", "layers", "scalar"),
+    [
+        (1, 1, 2, 1, 1, False),
+        (3, 7, 2, 5, 1, False),
+        (7, 9, 3, 16, 1, True),
+        (20, 11, 10, 33, 2, False),
+        (130, 17, 3, 40, 2, False),
+        (300, 9, 4, 64, 1, False),
+        (1100, 4, 20, 17, 1, False),
+        (5, 8, 256, 70, 3, False),
+        (9, 6, 12, 20, 4, True),
+    ],
+)
+def test_log_prob_and_gradients_are_as_accurate_as_float32(
+    B: int, D: int, K: int, H: int, layers: int, scalar: bool, checkpoint_steps: int | None
+) -> None:
+    p, x = parameters(K, H, layers, scalar=scalar), random_states(B, D, K, zeros=0.3)
+    weights = torch.linspace(-1.0, 2.0, B)
+
+    def expected(dtype: torch.dtype, shift: int = 0) -> tuple[Tensor, list[Tensor]]:
+        q = leaves(cast(p, dtype))
+        log_prob = reference.log_prob(x.roll(shift, 0), *q)
+        return log_prob.detach().roll(-shift, 0), gradients((log_prob * weights.roll(shift).to(dtype)).sum(), q)
+
+    exact, exact_gradients = expected(torch.float64)
+    rounded = [expected(torch.float32, shift) for shift in (0, B // 3, 2 * B // 3)]
+    q = leaves(p)
+    actual = lstm_log_prob(x, *q, checkpoint_steps=checkpoint_steps)
+    assert_as_accurate(actual, rounded[0][0], exact, "log_prob")
+    names = [f"{name}_l{i}" for i in range(layers) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    grads = gradients((actual * weights).sum(), q)
+    for i, name in enumerate([*names, "head_weight", "head_bias"]):
+        assert_as_accurate(grads[i], [one[1][i] for one in rounded], exact_gradients[i], f"gradient of {name}")
+    with torch.no_grad():
+        assert torch.equal(lstm_log_prob(x.long(), *p), actual)
+
+
+@pytest.mark.each_level
+def test_gradients_are_the_same_bits_for_every_checkpoint_and_thread_count(restore_threads: None) -> None:
+    p, x = parameters(5, 24, 2), random_states(150, 40, 5)
+    expected = None
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        for checkpoint_steps in (0, 1, 7, 13, 100):
+            q = leaves(p)
+            grads = gradients(lstm_log_prob(x, *q, checkpoint_steps=checkpoint_steps).sum(), q)
+            expected = grads if expected is None else expected
+            assert all(torch.equal(one, two) for one, two in zip(grads, expected, strict=True))
+
+
+def test_checkpoints_keep_less_memory() -> None:
+    p, x = parameters(2, 32), random_states(64, 256, 2)
+    kept = [torch.ops.pyar.lstm_log_prob(x, *p, steps, True)[1].numel() for steps in (0, 64)]
+    assert kept[1] < kept[0] / 50
+    assert torch.ops.pyar.lstm_log_prob(x, *p, 0, False)[1].numel() == 0
+
+
+@pytest.mark.each_level
+@pytest.mark.parametrize(("D", "K", "layers"), [(7, 2, 1), (4, 4, 2)])
+def test_probabilities_sum_to_one(D: int, K: int, layers: int) -> None:
+    total = lstm_log_prob(all_states(D, K), *parameters(K, 11, layers)).double().exp().sum().item()
+    assert total == pytest.approx(1.0, abs=2e-6)
+
+
+@pytest.mark.each_level
+@settings(max_examples=25)
+@examples(
+    N=st.integers(0, 40),
+    D=st.integers(1, 9),
+    K=st.sampled_from([2, 3, 8, 10, 17, 100, 256]),
+    H=st.integers(1, 50),
+    layers=st.integers(1, 4),
+    scalar=st.booleans(),
+    temperature=st.sampled_from([1.0, 0.5, 3.0]),
+    first_index=st.sampled_from([0, 3, 2**40]),
+    num_given=st.integers(0, 9),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_every_state_is_the_inverse_cdf_of_its_uniform(
+    N, D, K, H, layers, scalar, temperature, first_index, num_given, seed
+) -> None:
+    p = parameters(K, H, layers, scalar=scalar, seed=seed % 100)
+    forced = random_states(N, min(num_given, D), K)
+    G = forced.shape[1]
+    x, log_prob = sample(
+        p, N, D, seed=seed, first_index=first_index, temperature=temperature, given=forced if G else None
+    )
+    assert x.dtype == torch.uint8
+    assert x.shape == (N, D)
+    assert torch.equal(x[:, :G], forced)
+    if N == 0:
+        return
+    p64 = cast(p, torch.float64)
+    logits = torch.stack(reference.step_logits(x, *p64), dim=1)
+    assert_inverse_cdf(x, logits, uniforms(seed, first_index, N, D), temperature, G)
+    expected = (logits / temperature).log_softmax(-1).gather(2, x.long()[..., None]).squeeze(-1)[:, G:].sum(1)
+    torch.testing.assert_close(log_prob.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.each_level
+@pytest.mark.parametrize(("N", "K", "layers"), [(1, 2, 1), (13, 10, 2), (100, 10, 1), (250, 100, 1)])
+def test_log_prob_of_a_sample_is_log_prob_to_the_bit(N: int, K: int, layers: int) -> None:
+    p = parameters(K, 19, layers)
+    x, log_prob = sample(p, N, 12)
+    assert torch.equal(log_prob, lstm_log_prob(x, *p))
+
+
+@pytest.mark.each_level
+def test_samples_follow_the_enumerated_law() -> None:
+    D, K, N = 4, 3, 40_000
+    p, states = parameters(K, 8), all_states(D, K)
+    log_law = reference.log_prob(states, *cast(p, torch.float64))
+    wrong = reference.log_prob(states, *(p[0], p[1], p[2] + torch.tensor([0.1, 0.0, 0.0])))
+    assert_follows_law(sample(p, N, D)[0], log_law, wrong, K)
+
+
+@pytest.mark.each_level
+@pytest.mark.parametrize(("K", "H", "layers"), [(2, 20, 1), (10, 33, 2), (200, 17, 1)])
+def test_samples_depend_on_nothing_but_the_seed_and_their_index(
+    K: int, H: int, layers: int, restore_threads: None
+) -> None:
+    """Every batch size (teams of threads, slices, several slices), thread count and division gives the same bits."""
+    p, D, N = parameters(K, H, layers), 10, 420
+    x, log_prob = sample(p, N, D)
+    for threads in (1, 2, 3, 5):
+        torch.set_num_threads(threads)
+        for first, count in [(0, N), (0, 1), (3, 2), (17, 8), (5, 15), (100, 16), (9, 47), (200, 100), (11, 409)]:
+            part, part_log_prob = sample(p, count, D, first_index=first)
+            assert torch.equal(part, x[first : first + count])
+            assert torch.equal(part_log_prob, log_prob[first : first + count])
+
+
+def test_concurrent_and_nested_calls_agree_and_end() -> None:
+    """Small batches are drawn by threads that wait for each other: more callers than processors must not block them."""
+    p = parameters(4, 48)
+    expected = sample(p, 3, 60)[0]
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        for x, _ in pool.map(lambda _: sample(p, 3, 60), range(24)):
+            assert torch.equal(x, expected)
+
+
+@pytest.mark.each_level
+def test_changed_weights_are_noticed() -> None:
+    """Nothing of the packed weights outlives a call: edits that no version counter sees count too."""
+    p, q = parameters(3, 12, seed=1), parameters(3, 12, seed=2)
+    fresh = [sample(one, 20, 8)[0] for one in (p, q)]
+    assert not torch.equal(*fresh)
+    for old, new in zip([*p[0], *p[1:]], [*q[0], *q[1:]], strict=True):
+        old.data[...] = new
+    assert torch.equal(sample(p, 20, 8)[0], fresh[1])
+
+
+@pytest.mark.each_level
+def test_bfloat16_weights_are_the_rounded_weights() -> None:
+    p = parameters(10, 37, 2)
+    rounded = (round_weights(p[0], torch.bfloat16), *p[1:])
+    x, log_prob = sample(p, 60, 20, weight_dtype=torch.bfloat16)
+    for one, two in zip((x, log_prob), sample(rounded, 60, 20), strict=True):
+        assert torch.equal(one, two)
+    difference = (lstm_log_prob(x, *p) - lstm_log_prob(x, *rounded)).abs()
+    assert 0 < difference.max() < 0.02 * lstm_log_prob(x, *p).abs().max()
+
+
+@pytest.mark.each_level
+@pytest.mark.parametrize("N", [2, 40])
+def test_extreme_weights(N: int) -> None:
+    """Saturated gates and logits of ±1e4 give the reference's results; what is not a distribution is refused."""
+    weights, head_weight, head_bias = parameters(4, 16, scale=100.0)
+    p = weights, head_weight, torch.tensor([1e4, -1e4, 0.0, 1e4])
+    x, log_prob = sample(p, N, 6)
+    assert set(x.unique().tolist()) <= {0, 3}
+    expected = reference.log_prob(x, *cast(p, torch.float64))
+    torch.testing.assert_close(log_prob.double(), expected, rtol=1e-4, atol=1e-2)
+    q = leaves(p)
+    assert all(g.isfinite().all() for g in gradients(lstm_log_prob(x, *q).sum(), q))
+    forbidden = (weights, torch.zeros(4, 16), torch.tensor([0.0, -torch.inf, 0.0, -torch.inf]))
+    x, log_prob = sample(forbidden, 50, 6)
+    assert set(x.unique().tolist()) == {0, 2}
+    torch.testing.assert_close(log_prob, torch.full((50,), -6 * torch.tensor(2.0).log().item()))
+    for bad in (float("nan"), float("inf")):
+        for spoil in range(3):
+            spoiled = [w.clone() for w in weights], head_weight.clone(), head_bias.clone()
+            (spoiled[0][1] if spoil == 0 else spoiled[spoil])[0] = bad
+            if spoil == 0 and bad == float("inf"):
+                continue  # saturates a gate, which is a result like any other unless inf − inf turns up
+            with pytest.raises(RuntimeError, match="NaN or infinite"):
+                sample(spoiled, N, 6)
+            if bad != bad:
+                assert lstm_log_prob(random_states(N, 6, 4), *spoiled).isnan().all()
+
+
+def test_logits_are_the_references() -> None:
+    for K in (2, 5):
+        p, x = parameters(K, 12, 2), random_states(6, 9, K)
+        expected = reference.logits(x, *cast(p, torch.float64))
+        torch.testing.assert_close(lstm_logits(x, *p).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_empty_batch() -> None:
+    p = leaves(parameters(3, 5))
+    x = torch.zeros(0, 4, dtype=torch.uint8)
+    value = lstm_log_prob(x, *p)
+    assert value.shape == (0,)
+    assert all((g == 0).all() for g in gradients(value.sum(), p))
+    assert lstm_logits(x, *p).shape == (0, 4, 3)
+    assert sample(p, 0, 4)[0].shape == (0, 4)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_opcheck(layers: int) -> None:
+    p, x, seed = parameters(3, 6, layers), random_states(5, 7, 3), torch.tensor(5)
+    weights, head_weight, head_bias = leaves(p)
+    for steps in (0, 3):
+        torch.library.opcheck(torch.ops.pyar.lstm_log_prob.default, (x, weights, head_weight, head_bias, steps, True))
+        kept = torch.ops.pyar.lstm_log_prob(x, *p, steps, True)[1]
+        torch.library.opcheck(torch.ops.pyar.lstm_log_prob_backward.default, (torch.ones(5), x, *p, kept, steps))
+    for name in ("lstm_sample", "lstm_sample_bfloat16"):
+        for rest in [(seed, 5, 3, 7, 0.5, x[:, :2].contiguous()), (seed, 4, 0, 7, 1.0, None)]:
+            torch.library.opcheck(getattr(torch.ops.pyar, name).default, (*p, *rest))
+
+
+def test_compiles_without_a_break() -> None:
+    torch._dynamo.reset()
+    p, x = parameters(3, 6, 2), random_states(5, 7, 3)
+    compiled = torch.compile(lstm_log_prob, fullgraph=True, backend="aot_eager")
+    eager, traced = leaves(p), leaves(p)
+    expected, actual = lstm_log_prob(x, *eager), compiled(x, *traced)
+    assert torch.equal(actual, expected)
+    for one, two in zip(gradients(expected.sum(), eager), gradients(actual.sum(), traced), strict=True):
+        assert torch.equal(one, two)
+    draw = torch.compile(lambda: sample(p, 4, 7)[0], fullgraph=True, backend="aot_eager")
+    assert torch.equal(draw(), sample(p, 4, 7)[0])
+
+
+def test_modes_of_autograd_and_autocast() -> None:
+    p, x = leaves(parameters(3, 6)), random_states(5, 7, 3)
+    expected = lstm_log_prob(x, *p)
+    with torch.inference_mode():
+        assert torch.equal(lstm_log_prob(x, *p), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(lstm_log_prob(x, *p), expected)
+        assert sample(p, 3, 4)[1].dtype == torch.float32
+    first = torch.autograd.grad(expected.sum(), p[1], create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        first.sum().backward()
+
+
+def test_bad_arguments_are_named() -> None:
+    p, x = parameters(3, 6), random_states(4, 5, 3)
+    for states, error, message in [
+        (x.float(), TypeError, "x must be uint8 or int64"),
+        (x[0], ValueError, r"x must be \[B, D\]"),
+        (x[:, :0], ValueError, "D at least 1"),
+        (x + 3, ValueError, "x must hold states 0 … 2"),
+        (x.long() - 3, ValueError, "x must hold states 0 … 2"),
+    ]:
+        with pytest.raises(error, match=message):
+            lstm_log_prob(states, *p)
+    with pytest.raises(RuntimeError, match="must hold states"):
+        torch.ops.pyar.lstm_log_prob(x + 3, *p, 0, False)
+    with pytest.raises(ValueError, match="checkpoint_steps"):
+        lstm_log_prob(x, *p, checkpoint_steps=-1)
+    with pytest.raises(ValueError, match="4 layers, got 3 tensors"):
+        lstm_log_prob(x, p[0][:3], *p[1:])
+    with pytest.raises(ValueError, match="weight_hh_l0 must be"):
+        lstm_log_prob(x, [p[0][0], p[0][1][:, :5], *p[0][2:]], *p[1:])
+    with pytest.raises(TypeError, match="must be float32"):
+        lstm_log_prob(x, *cast(p, torch.float64))
+    for options, error, message in [
+        ({"temperature": 0.0}, ValueError, "temperature"),
+        ({"first_index": -1}, ValueError, "first_index"),
+        ({"given": x[:3]}, ValueError, "given"),
+        ({"given": x + 3}, ValueError, "given must hold states"),
+        ({"weight_dtype": torch.float16}, ValueError, "weight_dtype"),
+    ]:
+        with pytest.raises(error, match=message):
+            sample(p, 4, 5, **options)
+    with pytest.raises(ValueError, match="num_dims"):
+        sample(p, 4, 0)

@@ -1,0 +1,94 @@
+"""Pictures: exact pixels of sheets and completions, valid files."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pyar import plots
+
+
+def read(path) -> np.ndarray:
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+def cells(sheet: np.ndarray, height: int, width: int, rows: int, columns: int) -> np.ndarray:
+    """The tiles of a sheet whose separators are one unit wide, [rows, columns, height, width, 3]."""
+    unit = sheet.shape[0] // (rows * (height + 1) + 1)
+    small = sheet[::unit, ::unit]
+    assert np.array_equal(small.repeat(unit, 0).repeat(unit, 1), sheet)  # every pixel a sharp square
+    return np.array(
+        [
+            [
+                small[1 + r * (height + 1) : 1 + r * (height + 1) + height, 1 + c * (width + 1) :][:, :width]
+                for c in range(columns)
+            ]
+            for r in range(rows)
+        ]
+    )
+
+
+def test_sheet_shows_every_pixel(tmp_path):
+    x = torch.randint(0, 5, (6, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plots.save_sheet(x, tmp_path / "x.png", 5, (4, 3), columns=3)
+    tiles = cells(read(tmp_path / "x.png"), 4, 3, 2, 3).reshape(6, 4, 3, 3)
+    expected = np.round(255 * (1 - x.numpy().reshape(6, 4, 3) / 4)).astype(np.uint8)
+    for channel in range(3):
+        assert np.array_equal(tiles[..., channel], expected)
+
+
+def test_vectors_without_a_shape_become_rows(tmp_path):
+    x = torch.tensor([[0, 1, 1], [1, 0, 0]], dtype=torch.uint8)
+    plots.save_sheet(x, tmp_path / "x.png", 2, None, columns=1)
+    tiles = cells(read(tmp_path / "x.png"), 1, 3, 2, 1)
+    assert (tiles[:, 0, 0, :, 0] // 255).tolist() == [[1, 0, 0], [0, 1, 1]]
+
+
+def test_empty_sheet_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plots.save_sheet(torch.zeros(0, 4, dtype=torch.uint8), tmp_path / "x.png", 2, (2, 2))
+
+
+def test_columns_make_a_square():
+    assert plots._columns(100, 28, 28) == 10
+    assert plots._columns(1, 28, 28) == 1
+    assert plots._columns(64, 1, 64) == 1
+
+
+def test_completions_show_what_was_observed(tmp_path):
+    original = torch.tensor([[0, 1, 1, 0]], dtype=torch.uint8)
+    completions = torch.tensor([[[0, 1, 0, 0], [0, 1, 1, 1]]], dtype=torch.uint8)
+    observed = torch.tensor([True, True, False, False])
+    plots.save_completions(original, observed, completions, tmp_path / "x.png", 2, (2, 2))
+    sheet = read(tmp_path / "x.png")
+    unit = sheet.shape[0] // 4
+    small = sheet[::unit, ::unit]
+    lefts = [1, 1 + 2 + 3, 1 + 2 * (2 + 3), 1 + 2 * (2 + 3) + 3]  # the first two separators are three units wide
+    tiles = [small[1:3, left : left + 2] for left in lefts]
+    white, black, unseen = [255] * 3, [0] * 3, list(plots._UNSEEN)
+    assert tiles[0].tolist() == [[white, black], [black, white]]
+    assert tiles[1].tolist() == [[white, black], [unseen, unseen]]
+    assert tiles[2].tolist() == [[white, black], [white, white]]
+    assert tiles[3].tolist() == [[white, black], [black, black]]
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [],
+        [{"epoch": 0.0, "train_nll": None, "valid_nll": 5.0}],
+        [
+            {"epoch": e, "train_nll": 100 / (e + 1), "valid_nll": math.nan if e == 3 else 101 / (e + 1)}
+            for e in range(50)
+        ],
+    ],
+)
+def test_learning_curve_draws_whatever_there_is(tmp_path, records):
+    plots.save_learning_curve(records, tmp_path / "x.png", "title")
+    assert read(tmp_path / "x.png").std() > 0

@@ -1,0 +1,155 @@
+"""The directions in which the parts may know each other, what an import costs, and the docstrings' examples."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import pyar
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "pyar"
+SOURCES = ROOT / "csrc"
+
+# What each part may import of pyar beside itself. The command line may import all, and only __main__ imports it.
+ALLOWED = {
+    "reference": set(),
+    "native": {"_C"},
+    "random": set(),
+    "ops": {"reference", "native", "random", "_C"},
+    "models": {"ops", "random", "reference"},
+    "checkpoint": {"models", "native"},
+    "data": {"random"},
+    "evaluation": {"models", "data"},
+    "plots": {"checkpoint"},
+    "sampling": {"checkpoint", "models"},
+    "training": {"models", "checkpoint", "data", "evaluation", "plots", "random"},
+    "__init__": {"models", "native", "checkpoint"},
+    "__main__": {"cli"},
+}
+REFERENCE_MAY_IMPORT = {"__future__", "collections", "math", "torch", "typing", "pyar"}
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(module: str) -> str:
+    """pyar.models.nade → models; pyar → __init__."""
+    return [*module.split("."), "__init__"][1]
+
+
+def module_name(path: Path) -> str:
+    parts = ("pyar", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that the file imports, at any depth of nesting."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            if node.module == "pyar":
+                found |= {f"pyar.{alias.name}" for alias in node.names}
+            else:
+                found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_imports_run_one_way(path: Path) -> None:
+    part = part_of(module_name(path))
+    known = {part_of(name) for name in imports(path) if name.split(".")[0] == "pyar"} - {part}
+    if part == "cli":
+        return  # it stands above all others
+    assert part in ALLOWED, f"pyar/{part} is new: say in this test what it may import"
+    assert known <= ALLOWED[part], f"{module_name(path)} imports {sorted(known - ALLOWED[part])}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_nothing_imports_tests_or_benchmarks(path: Path) -> None:
+    roots = {name.split(".")[0] for name in imports(path)}
+    assert not roots & {"tests", "benchmarks", "oracle", "conftest", "pytest", "hypothesis", "jax", "numba", "scipy"}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "reference").glob("*.py")), ids=module_name)
+def test_the_reference_needs_torch_alone(path: Path) -> None:
+    assert {name.split(".")[0] for name in imports(path)} <= REFERENCE_MAY_IMPORT
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(path for pattern in ("*.h", "*.cuh", "*.cpp", "*.cu") for path in SOURCES.rglob(pattern)),
+    ids=lambda path: str(path.relative_to(SOURCES)),
+)
+def test_includes_run_one_way(path: Path) -> None:
+    """cpu/ and cuda/ include common/ and themselves; common/ itself alone; the kernels of one level no torch header."""
+    folder = path.parent.relative_to(SOURCES).as_posix()
+    allowed = {
+        "common": {"common"},
+        "cpu": {"cpu", "common"},
+        "cuda": {"cuda", "common"},
+        ".": {"cpu", "cuda", "common"},
+    }
+    text = path.read_text()
+    for included in re.findall(r'^\s*#\s*include\s*"([^"]+)"', text, re.MULTILINE):
+        target = SOURCES / included if (SOURCES / included).exists() else path.parent / included
+        assert target.exists(), f"{included} is not in csrc"
+        assert target.resolve().parent.relative_to(SOURCES).as_posix() in allowed[folder]
+    system = re.findall(r"^\s*#\s*include\s*<([^>]+)>", text, re.MULTILINE)
+    if path.stem.endswith("_kernel") or path.name == "simd.h":
+        # Inline functions of C++ headers could be emitted here for a higher instruction set and then serve everybody.
+        assert [name for name in system if not name.endswith(".h") or "/" in name] == []
+    if path.name == "module.cpp":
+        assert not [name for name in system if name.startswith(("torch/", "ATen/", "c10/"))]
+    else:
+        assert not [name for name in system if name.startswith("pybind11/")]
+
+
+def test_import_is_light() -> None:
+    """What only data, plots or the command line need is not loaded by `import pyar`."""
+    program = (
+        "import sys, pyar\n"
+        "heavy = {'sklearn', 'matplotlib', 'pooch', 'PIL', 'scipy', 'tqdm', 'jax', 'torch._inductor.compile_fx'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    before = subprocess.run(
+        [sys.executable, "-c", program.replace("import sys, pyar", "import sys, torch")],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    after = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert after.stdout == before.stdout
+
+
+def test_public_names_exist() -> None:
+    assert sorted(pyar.__all__) == sorted(set(pyar.__all__))
+    for name in pyar.__all__:
+        assert getattr(pyar, name).__doc__, name
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_examples_in_docstrings(path: Path) -> None:
+    name = module_name(path)
+    if name == "pyar.__main__":
+        assert "cli" in path.read_text()  # importing it would run the command line
+        return
+    torch.manual_seed(0)
+    result = doctest.testmod(importlib.import_module(name), extraglobs={"pyar": pyar, "torch": torch})
+    assert result.failed == 0
+
+
+def test_every_module_says_what_it_is() -> None:
+    for path in MODULES:
+        assert ast.get_docstring(ast.parse(path.read_text())), path

@@ -1,0 +1,338 @@
+"""Training: it learns, it is repeatable, it resumes bit for bit, it divides its work without changing the gradient."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import pyar
+from pyar.checkpoint import STATE_FILE, CheckpointError, load, load_state
+from pyar.data import Dataset, load_dataset
+from pyar.training import Trainer, TrainingConfig, TrainingError, model_defaults, training_defaults
+from pyar.training.parallel import Group
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Steps as small as these are slower, and much slower on a busy machine, when several threads share them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def toy(dynamic: bool = False) -> Dataset:
+    """Vectors of 8 bits, each bit likely to repeat the one before it: entropy well below 8 ln 2 = 5.5 nats."""
+    generator = torch.Generator().manual_seed(0)
+    flips = torch.rand(330, 8, generator=generator) < 0.15
+    x = (flips.cumsum(1) % 2).to(torch.uint8)
+    grey = (x[:250] * 200 + 20).to(torch.uint8) if dynamic else None
+    return Dataset("toy", 2, (2, 4), "2 states as stored", x[:250], x[250:290], x[290:], grey)
+
+
+def make(folder, dataset=None, group=None, hidden_size=12, **settings) -> Trainer:
+    dataset = dataset or toy()
+    config = TrainingConfig(**{"epochs": 3, "batch_size": 32, "learning_rate": 0.02, **settings})
+    torch.manual_seed(config.seed)
+    model = pyar.NADE(dataset.dim, dataset.num_states, hidden_size)
+    return Trainer(model, dataset, config, folder, group=group)
+
+
+def weights(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+def evaluations(folder) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines if line["event"] == "evaluation"]
+
+
+def test_training_learns_and_keeps_the_best_weights(tmp_path):
+    trainer = make(tmp_path, epochs=20, learning_rate=0.1)
+    before = -trainer.model.log_prob(toy().test).mean().item()
+    result = trainer.run()
+    after = -trainer.model.log_prob(toy().test).mean().item()
+    assert before == pytest.approx(8 * 0.6931, abs=0.1)
+    assert after < 4.2  # the entropy is 8·0.423 = 3.38
+    assert (result.reason, result.steps, result.epochs) == ("budget", 160, 20)
+    logged = evaluations(tmp_path)
+    assert [r["step"] for r in logged] == list(range(8, 161, 8))
+    assert result.best_valid_nll == min(r["valid_nll"] for r in logged)
+    valid = -trainer.model.log_prob(toy().valid).double().mean().item()
+    assert valid == pytest.approx(result.best_valid_nll, rel=1e-6)
+    again = load(tmp_path)
+    for a, b in zip(again.parameters(), trainer.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert (tmp_path / "learning_curve.png").stat().st_size > 0
+
+
+def test_the_same_settings_give_the_same_bits(tmp_path):
+    first, second = make(tmp_path / "a"), make(tmp_path / "b")
+    first.run()
+    second.run()
+    assert torch.equal(weights(first), weights(second))
+    assert evaluations(tmp_path / "a") == evaluations(tmp_path / "b")
+    other = make(tmp_path / "c", seed=1)
+    other.run()
+    assert not torch.equal(weights(first), weights(other))
+
+
+class Stopper:
+    """Raises a signal in this process while a certain step is being made."""
+
+    def __init__(self, trainer: Trainer, step: int, number: int) -> None:
+        self.inner, self.trainer = trainer._step, trainer
+        self.step, self.number = step, number
+        trainer._step = self
+
+    def __call__(self, *arguments):
+        if self.trainer.step == self.step:
+            signal.raise_signal(self.number)
+        return self.inner(*arguments)
+
+
+@pytest.mark.parametrize("stop_at", [0, 5, 7, 8, 19])  # 8 steps an epoch: within one, at its end, at its begin
+@pytest.mark.parametrize("settings", [{}, {"ema": 0.9, "clip_norm": 0.5, "weight_decay": 0.01, "warmup_steps": 3}])
+def test_stopped_and_resumed_gives_the_same_bits(tmp_path, stop_at, settings):
+    whole = make(tmp_path / "whole", **settings)
+    wanted = whole.run()
+    parts = make(tmp_path / "parts", **settings)
+    Stopper(parts, stop_at, signal.SIGINT)
+    stopped = parts.run()
+    assert (stopped.reason, stopped.signal, stopped.steps) == ("interrupted", signal.SIGINT, stop_at + 1)
+    again = make(tmp_path / "parts", **settings)
+    again.resume()
+    result = again.run()
+    assert torch.equal(weights(again), weights(whole))
+    assert (result.best_valid_nll, result.best_step) == (wanted.best_valid_nll, wanted.best_step)
+    assert evaluations(tmp_path / "parts") == evaluations(tmp_path / "whole")
+    for name, theirs in load_state(tmp_path / "whole" / STATE_FILE)["weights"].items():
+        assert torch.equal(load_state(tmp_path / "parts" / STATE_FILE)["weights"][name], theirs)
+
+
+def test_dynamic_binarisation_resumes_too(tmp_path):
+    whole = make(tmp_path / "whole", toy(dynamic=True))
+    whole.run()
+    parts = make(tmp_path / "parts", toy(dynamic=True))
+    Stopper(parts, 11, signal.SIGTERM)
+    assert parts.run().signal == signal.SIGTERM
+    again = make(tmp_path / "parts", toy(dynamic=True))
+    again.resume()
+    again.run()
+    assert torch.equal(weights(again), weights(whole))
+
+
+def test_steps_after_the_last_saving_are_repeated(tmp_path):
+    """As after kill -9: the log has more lines than the state knows of."""
+    whole = make(tmp_path / "whole")
+    whole.run()
+    parts = make(tmp_path / "parts")
+    Stopper(parts, 9, signal.SIGTERM)
+    parts.run()
+    with (tmp_path / "parts" / "log.jsonl").open("a") as log:
+        log.write('{"event": "evaluation", "step": 16, "epoch": 2.0, "valid_nll": 1.0, "train_nll": 1.0}\n{"eve')
+    again = make(tmp_path / "parts")
+    again.resume()
+    again.run()
+    assert evaluations(tmp_path / "parts") == evaluations(tmp_path / "whole")
+
+
+def test_a_finished_run_stays_finished_unless_its_budget_grows(tmp_path):
+    make(tmp_path).run()
+    again = make(tmp_path)
+    again.resume()
+    result = again.run()
+    assert (result.reason, result.steps) == ("budget", 24)
+    longer = make(tmp_path, epochs=5)
+    longer.resume()
+    assert longer.run().steps == 40
+
+
+def test_resuming_something_else_is_refused(tmp_path):
+    make(tmp_path).run()
+    for other, message in (
+        ({"batch_size": 16}, "batch size"),
+        ({"seed": 3}, "seed"),
+        ({"ema": 0.9}, "moving average"),
+        ({"hidden_size": 13}, "arguments"),
+        ({"dataset": toy(dynamic=True)}, "data"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            make(tmp_path, **other).resume()
+    with pytest.raises(CheckpointError, match="no training state"):
+        make(tmp_path / "nothing").resume()
+
+
+def test_an_epoch_sees_every_example_once_in_a_new_order(tmp_path):
+    trainer = make(tmp_path, seed=5)
+    orders = [trainer._epoch_data(epoch)[1] for epoch in (0, 1)]
+    for order in orders:
+        assert sorted(order.tolist()) == list(range(250))
+    assert not torch.equal(*orders)
+    assert torch.equal(make(tmp_path, seed=5)._epoch_data(1)[1], orders[1])
+
+
+def test_patience_ends_the_run(tmp_path):
+    result = make(tmp_path, epochs=500, learning_rate=0.3, patience=2, schedule="constant").run()
+    assert result.reason == "patience"
+    logged = evaluations(tmp_path)
+    assert [r["best"] for r in logged[-2:]] == [False, False]
+    assert logged[-3]["best"]
+
+
+def test_a_time_budget_ends_the_run_with_the_rate_near_zero(tmp_path):
+    result = make(tmp_path, epochs=None, time_budget=0.5).run()
+    assert result.reason == "budget"
+    last = evaluations(tmp_path)[-1]
+    assert last["progress"] == 1.0
+    assert last["learning_rate"] < 0.02
+    assert load_state(tmp_path / STATE_FILE)["seconds"] >= 0.5
+
+
+def test_divergence_is_told(tmp_path):
+    trainer = make(tmp_path, learning_rate=0.02)
+    with torch.no_grad():
+        trainer.model.b.fill_(float("nan"))
+    with pytest.raises((TrainingError, RuntimeError), match=r"no longer a number|[Nn]a[Nn]|finite"):
+        trainer.run()
+
+
+def test_the_average_is_what_is_kept(tmp_path):
+    trainer = make(tmp_path, ema=0.9)
+    trainer.run()
+    assert trainer.best_step == 24
+    for average, p in zip(trainer.average, trainer.model.parameters(), strict=True):
+        assert torch.equal(average, p)
+
+
+def test_gradient_clipping_limits_the_norm(tmp_path):
+    trainer = make(tmp_path, clip_norm=1e-3, epochs=1)
+    trainer.run()
+    norm = torch.sqrt(sum(p.grad.square().sum() for p in trainer.model.parameters()))
+    assert norm <= 1e-3 * 1.0001
+
+
+def test_schedules():
+    for schedule, half in (("linear", 0.5), ("cosine", 0.5), ("constant", 1.0)):
+        config = TrainingConfig(learning_rate=2.0, schedule=schedule)
+        assert config.rate(0, 0.0) == 2.0
+        assert config.rate(10, 0.5) == pytest.approx(2.0 * half)
+        assert config.rate(10, 1.0) == pytest.approx(2.0 if schedule == "constant" else 0.0)
+    assert TrainingConfig(learning_rate=1.0, warmup_steps=4, schedule="constant").rate(1, 0.1) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch_size": 0},
+        {"learning_rate": float("nan")},
+        {"schedule": "stepwise"},
+        {"epochs": None},
+        {"ema": 1.0},
+        {"seed": -1},
+        {"time_budget": 0.0},
+        {"patience": -1},
+    ],
+)
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong)) if "epochs" not in wrong else "budget"):
+        TrainingConfig(**wrong)
+
+
+def test_settings_survive_json_and_unknown_ones_are_refused():
+    config = TrainingConfig(epochs=None, time_budget=3.0, ema=0.5)
+    assert TrainingConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    with pytest.raises(ValueError, match="unknown training settings: momentum"):
+        TrainingConfig.from_json({"momentum": 1})
+
+
+@pytest.mark.parametrize("model", ["nade", "pixel-lstm"])
+@pytest.mark.parametrize("data", ["digits", "binarized-mnist", "mnist", "fashion-mnist", "mine.npz"])
+def test_every_pair_has_defaults(model, data):
+    assert training_defaults(model, data).batch_size > 0
+    assert "hidden_size" in model_defaults(model, data)
+
+
+def test_mismatched_model_and_empty_valid_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="states"):
+        Trainer(pyar.NADE(8, 3, 4), toy(), TrainingConfig(), tmp_path)
+    x = toy().train
+    with pytest.raises(ValueError, match="valid"):
+        Trainer(pyar.NADE(8, 2, 4), Dataset("x", 2, None, "", x, x[:0], x), TrainingConfig(), tmp_path)
+
+
+def test_shares_cover_every_row_once():
+    for count in (0, 1, 5, 100):
+        for size in (1, 2, 3, 7):
+            rows = [r for rank in range(size) for r in range(count)[Group(rank, size).share(count)]]
+            assert rows == list(range(count))
+
+
+STEP = """
+import glob, sys, torch
+import test_training
+from pyar.training.parallel import process_group
+torch.set_num_threads(1)
+with process_group("cpu") as group:
+    # A learning rate of almost nothing: the gradients of all three epochs' last batches are of the same weights.
+    trainer = test_training.make(sys.argv[1], group=group, batch_size=int(sys.argv[2]), epochs=1, learning_rate=1e-12)
+    trainer.run()
+    if group.is_main:
+        torch.save([p.grad for p in trainer.model.parameters()], sys.argv[1] + "/gradient.pt")
+# The group is gone, not only left: its threads could otherwise bring the process down as the interpreter ends.
+names = [open(path).read() for path in glob.glob("/proc/self/task/*/comm")]
+assert not [name for name in names if "gloo" in name], names
+"""
+
+
+def torchrun(processes: int, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Runs a Python script or module under torchrun on this machine."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc-per-node={processes}",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=127.0.0.1:0",
+        "--local-addr=127.0.0.1",
+        *arguments,
+    ]
+    tests = os.path.dirname(__file__)
+    path = os.pathsep.join([os.path.dirname(tests), tests, os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
+        timeout=180,
+    )
+
+
+@pytest.mark.parametrize("batch_size", [33, 249])  # the last batches have 19 rows, and 1: a process without rows
+def test_two_processes_have_the_gradient_of_one(tmp_path, batch_size):
+    script = tmp_path / "step.py"
+    script.write_text(STEP)
+    done = torchrun(2, str(script), str(tmp_path), str(batch_size))
+    assert done.returncode == 0, done.stderr
+    theirs = torch.load(tmp_path / "gradient.pt", weights_only=True)
+    alone = make(tmp_path / "alone", batch_size=batch_size, epochs=1, learning_rate=1e-12)
+    alone.run()
+    for gradient, p in zip(theirs, alone.model.parameters(), strict=True):
+        assert torch.allclose(gradient, p.grad, rtol=1e-5, atol=1e-7)
+    mine, together = evaluations(tmp_path / "alone")[-1], evaluations(tmp_path)[-1]
+    for key in ("train_nll", "valid_nll", "valid_standard_error"):
+        assert together[key] == pytest.approx(mine[key], rel=1e-5)
+
+
+def test_digits_train_in_a_moment(tmp_path):
+    data = load_dataset("digits", binarize="threshold")
+    trainer = make(tmp_path, data, epochs=2, batch_size=200)
+    trainer.model.initialize_from_marginals(data.train)
+    before = -trainer.model.log_prob(data.valid).mean().item()
+    assert trainer.run().best_valid_nll < before
