@@ -34,6 +34,7 @@ template <class Member>
 void run_team(int64_t wanted, const Member& member) {
   constexpr int64_t kClosed = int64_t{1} << 32;
   std::atomic<int64_t> arrivals{0};
+  std::atomic<bool> ready{false};  // team.size has been written: arrivals close a moment before that
   Team team{};
   torch::stable::parallel_for(0, wanted, 1, [&](int64_t begin, int64_t end) {
     const int64_t arrival = arrivals.fetch_add(1);
@@ -43,8 +44,9 @@ void run_team(int64_t wanted, const Member& member) {
       const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(1);
       while (arrivals.load() < expected && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
       team.size = static_cast<int>(arrivals.fetch_add(kClosed));
+      ready.store(true);
     }
-    while (arrivals.load() < kClosed) std::this_thread::yield();
+    while (!ready.load()) std::this_thread::yield();
     member(&team, static_cast<int>(arrival));
   });
 }
