@@ -155,8 +155,8 @@ struct Scratch {
 // Samples of one slice: enough that the weights are read seldom, few enough that h and c stay in the second-level
 // cache.
 constexpr int64_t kSliceSamples = 96;
-// A tile's rows, in multiples of which slices are cut.
-constexpr int64_t kSliceUnit = 6;
+// Slices are cut in multiples of this.
+constexpr int64_t kSliceUnit = 2;
 // Samples a slice, so that `threads` threads have equally many slices.
 inline int64_t slice_samples(int64_t samples, int64_t threads) {
   if (samples == 0) return kSliceUnit;
