@@ -1,4 +1,5 @@
-"""Whether a contender's result is right: against pyar.reference run in float64. A wrong one has no time."""
+"""Whether a contender's result is right: against pyar.reference run in float64. A wrong one has no time, one that is
+only imprecise has its time and a mark."""
 
 from __future__ import annotations
 
@@ -16,6 +17,9 @@ TOLERANCE = {"log_prob": 1e-5, "gradient": 1e-4, "sample": 1e-5}
 # Magnitudes below these count as these, for otherwise nearly certain data would leave rounding errors alone to compare:
 # nats a dimension; derivatives of the mean negative log-likelihood in nats.
 SMALLEST_LOG_PROB, SMALLEST_GRADIENT = 0.1, 0.01
+# What float32 can lose at most by adding n numbers one after the other is n times this, relative to the sum of their
+# magnitudes (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 4.2).
+UNIT_ROUNDOFF = 2.0**-24
 # Rows of a batch of samples that are checked, spread evenly, and rows of a chunk in float64: one step of NADE's
 # backward pass costs a pass over all parameters whatever the chunk, PixelLSTM's keeps a thousand values a step and row.
 CHECKED_SAMPLES = 64
@@ -44,6 +48,15 @@ class Checker:
         smallest = SMALLEST_GRADIENT if self.case.task == "gradient" else SMALLEST_LOG_PROB * self.case.D
         errors = [relative_error(result[name], value, smallest) for name, value in self.expected.items()]
         return float(np.max(errors)) / tolerance
+
+    def status(self, error: float) -> str:
+        """`error` in a word: ok · imprecise, a log-probability or gradient outside the tolerance by no more than plain
+        float32 summation explains, over the D terms of a log-probability or the B·D of a gradient · wrong."""
+        if error <= 1:
+            return "ok"
+        terms = {"log_prob": self.case.D, "gradient": self.case.B * self.case.D, "sample": 0}[self.case.task]
+        # Written so that NaN is wrong.
+        return "imprecise" if error * TOLERANCE[self.case.task] <= terms * UNIT_ROUNDOFF else "wrong"
 
     def reference(self, x: Tensor, parameters: dict[str, Tensor], function: str) -> Tensor:
         if self.case.model == "nade":

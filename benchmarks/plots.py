@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 
 from benchmarks.peers import CONTENDERS
 from benchmarks.report import TASKS, describe_job
+from benchmarks.runner import TIMED
 
 STYLES = {
     "pyar": {"color": "black", "marker": "o", "linestyle": "-"},
@@ -44,7 +45,7 @@ def times(records: list[dict[str, Any]], axis: str) -> dict[str, list[tuple[int,
     found: dict[str, list[tuple[int, float, dict[str, Any]]]] = {}
     for record in records:
         for outcome in record["outcomes"]:
-            if outcome["status"] == "ok":
+            if outcome["status"] in TIMED:
                 point = (record[axis], outcome["median_ms"], record)
                 found.setdefault(outcome["contender"], []).append(point)
     return {name: sorted(points, key=lambda point: point[0]) for name, points in found.items()}
@@ -92,12 +93,12 @@ def draw_floor(records: list[dict[str, Any]], path: Path) -> Path:
     names = [
         name
         for name in CONTENDERS.values()
-        if any(o["contender"] == name and o["status"] == "ok" for record in records for o in record["outcomes"])
+        if any(o["contender"] == name and o["status"] in TIMED for record in records for o in record["outcomes"])
     ]
     look = dict(zip(CONTENDERS.values(), zip(GREYS, HATCHES, strict=True), strict=True))
     bar, gap = 0.16, 0.35
     labels, centres, top = [], [], 0.0
-    right = {r_index: [o for o in r["outcomes"] if o["status"] == "ok"] for r_index, r in enumerate(records)}
+    right = {r_index: [o for o in r["outcomes"] if o["status"] in TIMED] for r_index, r in enumerate(records)}
     height = sum(bar * len(outcomes) + gap for outcomes in right.values())
     figure, axes = plt.subplots(figsize=(9, 1.2 + 1.15 * height), layout="constrained")
     for index, record in enumerate(records):

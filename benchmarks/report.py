@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Case
+from benchmarks.check import TOLERANCE
 from benchmarks.peers import CONTENDERS
+from benchmarks.runner import TIMED
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 JOBS = ("nade", "lstm", "sweep")
@@ -66,10 +68,27 @@ def render(documents: dict[str, dict[str, Any]]) -> str:
             + "; ".join(dict.fromkeys(text for job in ("nade", "lstm") for text in data_of(documents.get(job))))
             + "."
         )
+        parts += imprecisions(tables)
     if "sweep" in documents:
         parts += render_sweep(documents["sweep"])
     parts.append(render_losses([*tables, *documents.get("sweep", {}).get("records", [])]))
     return "\n\n".join(parts)
+
+
+def imprecisions(records: list[dict[str, Any]]) -> list[str]:
+    """The footnote to the times marked †; nothing where there are none."""
+    found = [(r, o) for r in records for o in r["outcomes"] if o["status"] == "imprecise"]
+    errors = [
+        f"{o['contender']} at {describe_job(r)}: {o['error_over_tolerance'] * TOLERANCE[r['task']]:.1g}"
+        for r, o in found
+    ]
+    if not errors:
+        return []
+    return [
+        "† imprecise: off the float64 reference by more than the check allows (gradients: "
+        f"{TOLERANCE['gradient']:.0e} of a parameter's largest), though by no more than float32 can lose by adding "
+        f"the terms one after the other. The largest error: {'; '.join(errors)}."
+    ]
 
 
 def data_of(document: dict[str, Any] | None) -> Iterable[str]:
@@ -115,9 +134,9 @@ def describe_job(record: dict[str, Any]) -> str:
 def cell(outcome: dict[str, Any] | None, ours: float | None) -> str:
     if outcome is None or outcome["status"] == "not applicable":
         return "–"
-    if outcome["status"] != "ok":
+    if outcome["status"] not in TIMED:
         return "WRONG" if outcome["status"] == "wrong" else outcome["status"]
-    time = milliseconds(outcome["median_ms"])
+    time = milliseconds(outcome["median_ms"]) + ("†" if outcome["status"] == "imprecise" else "")
     if outcome["contender"] == "pyar":
         return f"**{time}** ({100 * outcome['fraction_of_floor']:.0f} %)"
     return time if ours is None else f"{time} ({outcome['median_ms'] / ours:.1f}×)"
@@ -179,7 +198,7 @@ def losses(records: Iterable[dict[str, Any]]) -> list[tuple[dict[str, Any], str,
     """(record, fastest peer, its time over pyar's) wherever a peer is faster than pyar by more than a tie."""
     found = []
     for record in records:
-        times = {o["contender"]: o["median_ms"] for o in record["outcomes"] if o["status"] == "ok"}
+        times = {o["contender"]: o["median_ms"] for o in record["outcomes"] if o["status"] in TIMED}
         if "pyar" not in times:
             continue
         fastest = min(times, key=times.__getitem__)
@@ -195,7 +214,7 @@ def render_losses(records: list[dict[str, Any]]) -> str:
     if not found:
         # A case in which every peer was wrong says nothing about who is faster.
         statuses = [{o["status"] for o in r["outcomes"] if o["contender"] != "pyar"} for r in records]
-        alone = sum("wrong" in of_peers and "ok" not in of_peers for of_peers in statuses)
+        alone = sum("wrong" in of_peers and of_peers.isdisjoint(TIMED) for of_peers in statuses)
         unknown = f" In {alone} more there is no comparison: no peer's result passed the check." if alone else ""
         return f"pyar was the fastest in all {len(records) - alone} cases measured.{unknown}"
     described = "; ".join(

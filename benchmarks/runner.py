@@ -19,6 +19,8 @@ from benchmarks.machine import Machine
 from benchmarks.peers import CONTENDERS
 from benchmarks.worker import save_inputs, serve
 
+# An imprecise result has a time, printed with a mark; a wrong one has none.
+TIMED = ("ok", "imprecise")
 # A contender repeats its work for this long at most, but at least so often (work that takes many seconds is steady
 # enough for fewer), and so often at most.
 BUDGET_SECONDS = 1.5
@@ -30,7 +32,7 @@ SHORTEST_READING = 0.01
 
 @dataclass
 class Outcome:
-    """One contender on one case. status: ok, wrong, missing, not applicable, failed."""
+    """One contender on one case. status: ok, imprecise, wrong, missing, not applicable, failed."""
 
     contender: str
     status: str
@@ -107,9 +109,7 @@ class Contender:
             return Outcome(self.name, status, answer[0])
         result, facts, note = answer
         error = checker.error(result)
-        # Written so that NaN is wrong.
-        status = "ok" if error <= 1 else "wrong"
-        return Outcome(self.name, status, "", [], error, facts, note)
+        return Outcome(self.name, checker.status(error), "", [], error, facts, note)
 
     def stop(self) -> None:
         if self.process.is_alive():
@@ -147,7 +147,7 @@ class Runner:
             outcomes = {c.name: c.prepare(case, folder.name, inputs.seed, checker) for c in chosen}
         finally:
             folder.cleanup()
-        running = [c for c in chosen if outcomes[c.name].status == "ok"]
+        running = [c for c in chosen if outcomes[c.name].status in TIMED]
         self.time(running, outcomes)
         floor = self.machine.floor_seconds(case, inputs.changing_share)
         return {

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks import lstm, nade
 from benchmarks.cases import Case, describe_data
 from benchmarks.machine import Machine, describe_environment, measure_machine
-from benchmarks.runner import Runner, significant
+from benchmarks.runner import TIMED, Runner, significant
 
 JOBS = {"nade": nade, "lstm": lstm}
 
@@ -83,20 +83,21 @@ def describe_outcome(outcome: dict[str, Any], ours: float | None) -> str:
     name = f"{outcome['contender']:<24}"
     if outcome["status"] == "wrong":
         return f"{name}WRONG: {outcome['error_over_tolerance']:.2g} times the tolerance off the float64 reference"
-    if outcome["status"] != "ok":
+    if outcome["status"] not in TIMED:
         return f"{name}{outcome['status']}: {outcome['reason']}"
     spread = f"{outcome['p20_ms']:.3g}–{outcome['p80_ms']:.3g}"
     line = f"{name}{outcome['median_ms']:>9.4g} ms  ({spread}, {outcome['repetitions']}×)"
     line = f"{line:<62}{100 * outcome['fraction_of_floor']:5.1f} % of floor"
     if ours is not None and outcome["contender"] != "pyar":
         line += f"  {outcome['median_ms'] / ours:6.2f}× pyar's time"
-    line += f"  checked ({outcome['error_over_tolerance']:.2g} of tolerance)"
+    verdict = "checked" if outcome["status"] == "ok" else "IMPRECISE"
+    line += f"  {verdict} ({outcome['error_over_tolerance']:.2g} of tolerance)"
     return line + (f"  {outcome['note']}" if outcome.get("note") else "")
 
 
 def count_failures(document: dict[str, Any]) -> int:
     outcomes = [outcome for record in document.get("records", []) for outcome in record["outcomes"]]
-    return sum(o["contender"] == "pyar" and o["status"] in ("wrong", "failed") for o in outcomes)
+    return sum(o["contender"] == "pyar" and o["status"] in ("imprecise", "wrong", "failed") for o in outcomes)
 
 
 def read_earlier(path: Path, job: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import guard, peers, plots, report, tables
+from benchmarks import check, guard, peers, plots, report, tables
 from benchmarks.__main__ import COMMITTED, parse_arguments
 from benchmarks.cases import Case, build_inputs, mnist_like
 from benchmarks.check import Checker
@@ -131,6 +131,31 @@ def test_machine_limits_are_measured():
         native._C.multiply_add_peak(0)
     with pytest.raises(ValueError, match="bytes must be at least 256 a thread, got 3"):
         native._C.load_bandwidth(1, 0.1, 3)
+
+
+@pytest.mark.parametrize(("task", "terms"), [("log_prob", 784), ("gradient", 78_400), ("sample", 0)])
+def test_only_what_float32_summation_explains_counts_as_imprecise(task, terms):
+    """The line between imprecise and wrong is that of adding `terms` numbers one after the other in float32."""
+    judge = checker(Case("lstm", task, 2, 100, H=8))
+    tolerance = check.TOLERANCE[task]
+    bound = terms * 2.0**-24 / tolerance
+    assert judge.status(1.0) == "ok"
+    assert judge.status(1.001) == ("imprecise" if terms else "wrong")
+    assert judge.status(1.001 * max(bound, 1.0)) == "wrong"
+    assert judge.status(float("inf")) == judge.status(float("nan")) == "wrong"
+
+
+def test_imprecise_results_are_marked(capsys):
+    marked = record(CASES[0], **{"pyar": 1.0, "nn.LSTM": 2.0})
+    marked["outcomes"][1] |= {"status": "imprecise", "error_over_tolerance": 1.6}
+    tables.print_record(CASES[0], marked)
+    assert "IMPRECISE (1.6 of tolerance)" in capsys.readouterr().out
+    text = report.render({"nade": {**full_documents()["nade"], "records": [marked]}})
+    assert "| 2† (2.0×) |" in text
+    assert "The largest error: nn.LSTM at " in text
+    assert "†" not in report.render(full_documents())
+    marked["outcomes"][0]["status"] = "imprecise"
+    assert tables.count_failures({"records": [marked]}) == 1, "pyar itself may not be imprecise"
 
 
 WRONG_PEER = """
