@@ -1,4 +1,4 @@
-// The CPU kernels of the NADE operations: checks, memory, threads. The loops are in nade_kernel.cpp.
+// The CPU kernels of the NADE operations: checks, memory, threads. The loops are in nade_*_kernel.cpp.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

@@ -1,0 +1,137 @@
+// NADE's log-probabilities and logits of given states, for one instruction-set level.
+//
+//   log p(x) = Σ_d log p(x_d | x_<d),   p(x_d = k | x_<d) = softmax(logits_d)_k, for K = 2 σ(logit_d) for k = 1
+//
+// A thread carries a tile of samples along the dimensions, with the activation of every one in its cache.
+#include "cpu/nade_step.h"
+
+namespace pyar::cpu::PYAR_LEVEL {
+namespace {
+
+constexpr int64_t kForwardBlock = 8;  // dimensions walked between two looks at the output weights, at most
+
+struct ForwardSpace {
+  float *activation, *hidden, *features[2], *logits, *packed, *terms;
+  int32_t *run, *runs, *states;
+  const float** in;
+  float** out;
+  int64_t size;
+
+  ForwardSpace(const NadeParameters& m, float* base) {
+    Cutter cut{base, 0};
+    const int64_t H = row_stride(m.H);
+    int64_t widest = 0;
+    for (int64_t l = 0; l < m.num_layers; ++l) widest = m.layers[l].outputs > widest ? m.layers[l].outputs : widest;
+    activation = cut.floats(kTile * H);
+    hidden = cut.floats(kTile * kForwardBlock * H);
+    for (float*& buffer : features) buffer = cut.floats(kTile * kForwardBlock * row_stride(widest));
+    logits = cut.floats(kForwardBlock * m.P * kTile);
+    packed = cut.floats(packed_floats(m));
+    terms = cut.floats(kTile);
+    run = cut.array<int32_t>(kTile * kForwardBlock);
+    runs = cut.array<int32_t>(kTile);
+    states = cut.array<int32_t>(kTile);
+    in = cut.array<const float*>(kTile * kForwardBlock);
+    out = cut.array<float*>(kTile * kForwardBlock);
+    size = cut.used;
+  }
+};
+
+// total_i += log p(x_id | x_i,<d) for i < n, from the logits V_d f_d of dimension d, to which b_d is added first.
+//   logits  [P, n], kTile apart
+//   total   [n]
+PYAR_INLINE void forward_dimension(const NadeForward& f, int64_t first, int64_t n, int64_t d, float* logits,
+                                   const ForwardSpace& s, double* total) {
+  const NadeParameters& m = f.model;
+  const int64_t P = m.P;
+  for (int64_t i = 0; i < n; i += kWidth) add_bias(logits + i, kTile, m.b + d * P, P);
+  if (f.logits != nullptr)
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t k = 0; k < P; ++k) f.logits[((first + i) * m.D + d) * P + k] = logits[k * kTile + i];
+  if (f.log_prob == nullptr) return;
+  for (int64_t i = 0; i < n; ++i) s.states[i] = f.x[(first + i) * m.D + d];
+  for (int64_t i = 0; i < n; i += kWidth)
+    store(s.terms + i, log_probability<false>(logits + i, kTile, P, load_int(s.states + i), Vector{}));
+  for (int64_t i = 0; i < n; ++i) total[i] += static_cast<double>(s.terms[i]);
+}
+
+// log p(x_i) = Σ_d log p(x_id | x_i,<d), or the logits, for the samples first + [0, n).
+void forward_tile(const NadeForward& f, int64_t first, int64_t n, float* scratch) {
+  const NadeParameters& m = f.model;
+  const ForwardSpace s(m, scratch);
+  const int64_t H = row_stride(m.H), P = m.P;
+  const uint8_t* x = f.x + first * m.D;
+  double total[kTile] = {};
+  for (int64_t i = 0; i < n; ++i) start_activation(m, s.activation + i * H);
+  memset(s.logits, 0, kForwardBlock * P * kTile * sizeof(float));  // the lanes without a sample
+
+  if (many_rows(m) && m.num_layers == 0) {
+    // One dimension after the other, so that one row of hidden units a sample is enough and stays in the cache.
+    for (int64_t i = 0; i < n; ++i) {
+      update_hidden(s.activation + i * H, nullptr, 0.0f, s.hidden + i * H, m.H);
+      s.in[i] = s.hidden + i * H;
+    }
+    for (int64_t d = 0; d < m.D; ++d) {
+      const Rows V = group_rows(m.V + d * P * m.F, P, m.F, n, s.packed);
+      outputs_ahead(m, d, V, s.in, n, x + d, s.logits, kTile);
+      forward_dimension(f, first, n, d, s.logits, s, total);
+      if (d + 1 == m.D) break;
+      for (int64_t i = 0; i < n; ++i)
+        if (x[i * m.D + d] != 0) add_input(m, d, x[i * m.D + d], s.activation + i * H, s.hidden + i * H);
+    }
+  } else {
+    for (int64_t d0 = 0; d0 < m.D; d0 += kForwardBlock) {
+      const int64_t d1 = d0 + kForwardBlock < m.D ? d0 + kForwardBlock : m.D;
+      for (int64_t i = 0; i < n; ++i) {
+        float* hidden = s.hidden + i * kForwardBlock * H;
+        const bool unchanged = d0 > 0 && x[i * m.D + d0 - 1] == 0;
+        s.runs[i] = static_cast<int32_t>(replay(m, x + i * m.D, d0, d1, s.activation + i * H,
+                                                unchanged ? hidden + (s.runs[i] - 1) * H : nullptr, hidden,
+                                                s.run + i * kForwardBlock));
+      }
+      const float* features = s.hidden;
+      int64_t stride = H;
+      for (int64_t l = 0; l < m.num_layers; ++l) {
+        int64_t rows = 0;
+        const int64_t next = row_stride(m.layers[l].outputs);
+        for (int64_t i = 0; i < n; ++i)
+          for (int64_t r = 0; r < s.runs[i]; ++r, ++rows) {
+            s.in[rows] = features + (i * kForwardBlock + r) * stride;
+            s.out[rows] = s.features[l % 2] + (i * kForwardBlock + r) * next;
+          }
+        layer_forward(m.layers[l], s.in, s.out, rows, s.packed);
+        features = s.features[l % 2];
+        stride = next;
+      }
+      const int64_t group = group_size(row_stride(m.F) * P);
+      for (int64_t g0 = d0; g0 < d1; g0 += group) {
+        const int64_t g1 = g0 + group < d1 ? g0 + group : d1;
+        const Rows V = group_rows(m.V + g0 * P * m.F, (g1 - g0) * P, m.F, n, s.packed);
+        if (many_rows(m)) {
+          for (int64_t d = g0; d < g1; ++d) {
+            for (int64_t i = 0; i < n; ++i)
+              s.in[i] = features + (i * kForwardBlock + s.run[i * kForwardBlock + d - d0]) * stride;
+            dots_of_many(s.in, n, V.data + (d - g0) * P * V.stride, V.stride, P, V.columns,
+                         s.logits + (d - g0) * P * kTile, kTile);
+          }
+        } else {
+          for (int64_t i = 0; i < n; ++i)
+            run_logits(V, P, s.run + i * kForwardBlock - d0, g0, g1, features + i * kForwardBlock * stride, stride,
+                       s.logits + i, kTile);
+        }
+        for (int64_t d = g0; d < g1; ++d) forward_dimension(f, first, n, d, s.logits + (d - g0) * P * kTile, s, total);
+      }
+    }
+  }
+  if (f.log_prob != nullptr)
+    for (int64_t i = 0; i < n; ++i) f.log_prob[first + i] = static_cast<float>(total[i]);
+}
+
+}  // namespace
+
+int64_t nade_forward_scratch(const NadeParameters& model) { return ForwardSpace(model, nullptr).size; }
+
+void nade_forward(const NadeForward& f, int64_t begin, int64_t end, float* scratch) {
+  for_tiles(begin, end, [&](int64_t first, int64_t n) { forward_tile(f, first, n, scratch); });
+}
+}  // namespace pyar::cpu::PYAR_LEVEL

@@ -1,0 +1,189 @@
+// NADE's products of hidden units with output rows: dots() for one vector, dots_of_many() for several.
+//
+// Every dot product has one accumulator vector, whichever of them computes it, so that its bits depend on no tile and
+// no batch size. Rows that many vectors meet are first packed to a stride of whole cache lines.
+#pragma once
+
+#include "cpu/nade_kernel.h"
+#include "cpu/simd.h"
+
+namespace pyar::cpu::PYAR_LEVEL {
+
+// out[r·out_stride] = Σ_j rows[r·stride + j] x[j] for r < kRows, j < n.
+//   x     [n]
+//   rows  [kRows, n]
+//   out   [kRows]
+template <int kRows>
+PYAR_INLINE void dot_rows(const float* x, const float* rows, int64_t stride, int64_t n, float* out,
+                          int64_t out_stride) {
+  Vector sum[kRows] = {};
+  int64_t j = 0;
+  for (; j + kWidth <= n; j += kWidth) {
+    const Vector v = load(x + j);
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) sum[r] = fused_multiply_add(load(rows + r * stride + j), v, sum[r]);
+  }
+  if (j < n) {
+    const int rest = static_cast<int>(n - j);
+    const Vector v = load_first(x + j, rest);
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) sum[r] = fused_multiply_add(load_first(rows + r * stride + j, rest), v, sum[r]);
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) out[r * out_stride] = horizontal_sum(sum[r]);
+}
+
+// out[r·out_stride] = Σ_j rows[r·stride + j] x[j] for r < count, j < n.
+//   x     [n]
+//   rows  [count, n]
+//   out   [count]
+inline void dots(const float* x, const float* rows, int64_t stride, int64_t count, int64_t n, float* out,
+                 int64_t out_stride) {
+  for (; count > 12; count -= 8, rows += 8 * stride, out += 8 * out_stride)
+    dot_rows<8>(x, rows, stride, n, out, out_stride);
+  switch (count) {
+#define PYAR_CASE(c) \
+  case c:            \
+    return dot_rows<c>(x, rows, stride, n, out, out_stride)
+    PYAR_CASE(1);
+    PYAR_CASE(2);
+    PYAR_CASE(3);
+    PYAR_CASE(4);
+    PYAR_CASE(5);
+    PYAR_CASE(6);
+    PYAR_CASE(7);
+    PYAR_CASE(8);
+    PYAR_CASE(9);
+    PYAR_CASE(10);
+    PYAR_CASE(11);
+    PYAR_CASE(12);
+#undef PYAR_CASE
+    default:
+      return;
+  }
+}
+
+// Several vectors times several rows: every load serves several multiply-adds, so that these set the pace.
+constexpr int kBlockVectors = kWidth == 16 ? 4 : 2;  // as many sums as the registers hold
+constexpr int kBlockRows = 5;
+
+// out[r·out_stride + i] = Σ_j rows[r·stride + j] x[i][j] for r < kRows, i < kBlockVectors, j < n.
+//   x     [kBlockVectors][n]
+//   rows  [kRows, n]
+//   out   [kRows, kBlockVectors]
+template <int kRows>
+PYAR_INLINE void dot_block(const float* const* x, const float* rows, int64_t stride, int64_t n, float* out,
+                           int64_t out_stride) {
+  constexpr int kSums = kRows * kBlockVectors;
+  Vector sum[kSums] = {};
+  const float* from[kBlockVectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < kBlockVectors; ++i) from[i] = x[i];
+  int64_t j = 0;
+  for (; j + kWidth <= n; j += kWidth) {
+    Vector v[kBlockVectors];
+#pragma GCC unroll 8
+    for (int i = 0; i < kBlockVectors; ++i) v[i] = load(from[i] + j);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const Vector weight = in_register(load(rows + r * stride + j));
+#pragma GCC unroll 8
+      for (int i = 0; i < kBlockVectors; ++i)
+        sum[r * kBlockVectors + i] = fused_multiply_add(weight, v[i], sum[r * kBlockVectors + i]);
+    }
+  }
+  if (j < n) {
+    const int rest = static_cast<int>(n - j);
+    Vector v[kBlockVectors];
+#pragma GCC unroll 8
+    for (int i = 0; i < kBlockVectors; ++i) v[i] = load_first(from[i] + j, rest);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const Vector weight = load_first(rows + r * stride + j, rest);
+#pragma GCC unroll 8
+      for (int i = 0; i < kBlockVectors; ++i)
+        sum[r * kBlockVectors + i] = fused_multiply_add(weight, v[i], sum[r * kBlockVectors + i]);
+    }
+  }
+  float total[kSums];
+#pragma GCC unroll 8
+  for (int s = 0; s + 4 <= kSums; s += 4) horizontal_sums(sum + s, total + s);
+#pragma GCC unroll 4
+  for (int s = kSums / 4 * 4; s < kSums; ++s) total[s] = horizontal_sum(sum[s]);
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+    memcpy(out + r * out_stride, total + r * kBlockVectors, kBlockVectors * sizeof(float));
+}
+
+// out[r·out_stride + i] = Σ_j rows[r·stride + j] x[i][j] for r < count, i < vectors, j < n; bit for bit as dots().
+//   x     [vectors][n]
+//   rows  [count, n]
+//   out   [count, vectors]
+inline void dots_of_many(const float* const* x, int64_t vectors, const float* rows, int64_t stride, int64_t count,
+                         int64_t n, float* out, int64_t out_stride) {
+  // Rows that stay in the first-level cache while all the vectors pass.
+  const int64_t most =
+      stride * kBlockRows >= kGroupFloats ? kBlockRows : kGroupFloats / stride / kBlockRows * kBlockRows;
+  for (int64_t r0 = 0; r0 < count; r0 += most) {
+    const int64_t r1 = r0 + most < count ? r0 + most : count;
+    int64_t i = 0;
+    for (; i + kBlockVectors <= vectors; i += kBlockVectors) {
+      int64_t r = r0;
+      for (; r + kBlockRows <= r1; r += kBlockRows)
+        dot_block<kBlockRows>(x + i, rows + r * stride, stride, n, out + r * out_stride + i, out_stride);
+      const float* rest = rows + r * stride;
+      float* target = out + r * out_stride + i;
+      switch (r1 - r) {
+        case 1:
+          dot_block<1>(x + i, rest, stride, n, target, out_stride);
+          break;
+        case 2:
+          dot_block<2>(x + i, rest, stride, n, target, out_stride);
+          break;
+        case 3:
+          dot_block<3>(x + i, rest, stride, n, target, out_stride);
+          break;
+        case 4:
+          dot_block<4>(x + i, rest, stride, n, target, out_stride);
+          break;
+        default:
+          break;
+      }
+    }
+    for (; i < vectors; ++i) dots(x[i], rows + r0 * stride, stride, r1 - r0, n, out + r0 * out_stride + i, out_stride);
+  }
+}
+
+// packed[r·row_stride(F) + j] = rows[r·F + j] for r < count, j < F: no vector straddles cache lines or rows. Zeros
+// behind.
+//   rows    [count, F]
+//   packed  [count, row_stride(F)]
+inline void pack_rows(const float* rows, int64_t count, int64_t F, float* packed) {
+  const int64_t stride = row_stride(F);
+  for (int64_t r = 0; r < count; ++r) {
+    memcpy(packed + r * stride, rows + r * F, F * sizeof(float));
+    for (int64_t j = F; j < stride; ++j) packed[r * stride + j] = 0.0f;
+  }
+}
+
+constexpr int64_t kPackingUses = 8;
+
+// Weight rows [count, columns], `stride` floats apart.
+struct Rows {
+  const float* data;
+  int64_t stride, columns;
+};
+
+// The rows [count, columns], packed where `uses` of them pay for the copy.
+PYAR_INLINE Rows group_rows(const float* rows, int64_t count, int64_t columns, int64_t uses, float* packed) {
+  if (uses < kPackingUses || columns % kPadding == 0) return {rows, columns, columns};
+  pack_rows(rows, count, columns, packed);
+  return {packed, row_stride(columns), padded(columns)};
+}
+
+// How many items of so many floats each stay in the first-level cache together; at least one.
+PYAR_INLINE int64_t group_size(int64_t floats_each) {
+  return floats_each >= kGroupFloats ? 1 : kGroupFloats / floats_each;
+}
+
+}  // namespace pyar::cpu::PYAR_LEVEL

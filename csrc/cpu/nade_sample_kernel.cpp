@@ -1,0 +1,175 @@
+// NADE's sampling, for one instruction-set level: dimension after dimension, the logits from the states drawn so far,
+// then a state from the logits and the uniform of (seed, sample, dimension).
+//
+// A sample's numbers depend on that sample alone, so that its bits are those of every batch size and thread count.
+#include "common/draw.h"
+#include "common/philox.h"
+#include "cpu/nade_step.h"
+
+namespace pyar::cpu::PYAR_LEVEL {
+namespace {
+
+struct SampleSpace {
+  float *activation, *hidden, *features[2], *logits, *weights, *packed, *terms;
+  uint32_t* words;
+  int32_t* states;
+  const float** in;
+  float** out;
+  int64_t size;
+
+  SampleSpace(const NadeParameters& m, float* base) {
+    Cutter cut{base, 0};
+    int64_t widest = 0;
+    for (int64_t l = 0; l < m.num_layers; ++l) widest = m.layers[l].outputs > widest ? m.layers[l].outputs : widest;
+    activation = cut.floats(kTile * row_stride(m.H));
+    hidden = cut.floats(kTile * row_stride(m.H));
+    for (float*& buffer : features) buffer = cut.floats(kTile * row_stride(widest));
+    logits = cut.floats(m.P * kTile);
+    weights = cut.floats(m.P * kTile);
+    packed = cut.floats(packed_floats(m));
+    terms = cut.floats(kTile);
+    words = cut.array<uint32_t>(4 * kTile);
+    states = cut.array<int32_t>(kTile);
+    in = cut.array<const float*>(kTile);
+    out = cut.array<float*>(kTile);
+    size = cut.used;
+  }
+};
+
+// The words of philox_block(seed, first + i, dimension) for i < n: word w of i goes to words[w·kTile + i].
+void philox_lanes(uint64_t seed, uint64_t first, int64_t n, uint32_t dimension, uint32_t* words) {
+  constexpr int kLanes = 16;
+  for (int64_t start = 0; start < n; start += kLanes) {
+    PhiloxBlock block[kLanes];
+    for (int i = 0; i < kLanes; ++i) block[i] = philox_block(seed, first + static_cast<uint64_t>(start + i), dimension);
+    for (int i = 0; i < kLanes; ++i)
+      for (int w = 0; w < 4; ++w) words[w * kTile + start + i] = block[i].word[w];
+  }
+}
+
+// u = ((r >> 9) + 1/2)·2⁻²³, as uniform_from_word().
+PYAR_INLINE Vector uniforms_from_words(const uint32_t* words) {
+  IntVector r;
+  memcpy(&r, words, sizeof r);
+  r = (r >> 9) & 0x7fffff;
+  return (__builtin_convertvector(r, Vector) + 0.5f) * (1.0f / 8388608.0f);
+}
+
+// Draws a state per lane as draw.h says: the smallest k with u·Σ_j w_j < w_0 + … + w_k, w_k = e^(l_k − max l). Lanes
+// whose weights are no distribution get kNoState. *term: the log-probability of the state drawn.
+//   l        [P, kWidth], `stride` apart
+//   weights  the same, work space
+PYAR_INLINE IntVector draw_states(const float* l, float* weights, int64_t stride, int64_t P, Vector u, Vector* term) {
+  if (P == 1) {
+    const Vector logit = load(l);
+    const Vector highest = maximum(logit, Vector{});  // NaN logits give NaN weights all the same
+    const Vector weight0 = exponential(-highest), weight1 = exponential(logit - highest);
+    const Vector sum = weight0 + weight1;
+    const IntVector zero = (u * sum < weight0) | (weight1 == 0.0f);
+    *term = binary_log_probability(logit, ~zero);
+    const IntVector state = zero + 1;
+    const IntVector valid = sum > 0.0f;
+    return (state & valid) | ~valid;
+  }
+  Vector highest = load(l);
+  for (int64_t k = 1; k < P; ++k) highest = maximum(highest, load(l + k * stride));
+  Vector sum = {}, parts[4] = {};  // the parts are for the logarithm, as in log_probability()
+  IntVector last = {};
+  for (int64_t k = 0; k < P; ++k) {
+    const Vector weight = exponential(load(l + k * stride) - highest);
+    parts[k % 4] += weight;
+    const Vector next = sum + weight;
+    store(weights + k * stride, next);
+    if (k > 0) last = next != sum ? IntVector{} + static_cast<int32_t>(k) : last;
+    sum = next;
+  }
+  const Vector target = u * sum;
+  IntVector state = {};
+  for (int64_t k = 0; k < P; ++k) state -= load(weights + k * stride) <= target;
+  state = state > last ? last : state;
+  Vector chosen = load(l);
+  for (int64_t k = 1; k < P; ++k) chosen = select(state == static_cast<int32_t>(k), load(l + k * stride), chosen);
+  *term = chosen - highest - logarithm((parts[0] + parts[1]) + (parts[2] + parts[3]));
+  const IntVector valid = (sum > 0.0f) & (sum <= 3.4028234e38f);
+  return (state & valid) | ~valid;
+}
+
+// x_id ~ p(x_d | x_i,<d) for d = num_given … D − 1 and log_prob_i = Σ_d log p(x_id | x_i,<d), for samples first + [0,
+// n). Returns false if a conditional was not a distribution.
+bool sample_tile(const NadeSample& q, int64_t first, int64_t n, float* scratch) {
+  const NadeParameters& m = q.model;
+  const SampleSpace s(m, scratch);
+  const int64_t H = row_stride(m.H), P = m.P, D = m.D, G = q.num_given;
+  double total[kTile] = {};
+  memset(s.logits, 0, P * kTile * sizeof(float));
+  memset(s.words, 0, 4 * kTile * sizeof(uint32_t));
+  for (int64_t i = 0; i < n; ++i) {
+    float* a = s.activation + i * H;
+    start_activation(m, a);
+    uint8_t* x = q.x + (first + i) * D;
+    if (G > 0) memcpy(x, q.given + (first + i) * G, G);
+    for (int64_t d = 0; d < G; ++d)
+      if (x[d] != 0) add_input(m, d, x[d], a, nullptr);
+    update_hidden(a, nullptr, 0.0f, s.hidden + i * H, m.H);
+  }
+  const Vector temperature = broadcast(q.temperature);
+  for (int64_t d = G; d < D; ++d) {
+    if (d == G || d % 4 == 0) {
+      philox_lanes(q.seed, q.first_index + static_cast<uint64_t>(first), n, static_cast<uint32_t>(d), s.words);
+    }
+    const float* features = s.hidden;
+    int64_t stride = H;
+    for (int64_t l = 0; l < m.num_layers; ++l) {
+      const int64_t next = row_stride(m.layers[l].outputs);
+      float* target = s.features[l % 2];
+      int64_t rows = 0;
+      for (int64_t i = 0; i < n; ++i) {
+        s.in[rows] = features + i * stride;
+        s.out[rows] = target + i * next;
+        ++rows;
+      }
+      layer_forward(m.layers[l], s.in, s.out, rows, s.packed);
+      features = target;
+      stride = next;
+    }
+    const float* V = m.V + d * P * m.F;
+    if (P == 1) {
+      dots(V, features, stride, n, m.F, s.logits, 1);
+    } else {
+      const Rows rows = group_rows(V, P, m.F, n, s.packed);
+      for (int64_t i = 0; i < n; ++i) s.in[i] = features + i * stride;
+      outputs_ahead(m, d, rows, s.in, n, nullptr, s.logits, kTile);
+    }
+    for (int64_t i = 0; i < n; i += kWidth) {
+      add_bias(s.logits + i, kTile, m.b + d * P, P);
+      for (int64_t k = 0; k < P; ++k) store(s.logits + k * kTile + i, load(s.logits + k * kTile + i) / temperature);
+      Vector term;
+      store_int(s.states + i, draw_states(s.logits + i, s.weights + i, kTile, P,
+                                          uniforms_from_words(s.words + (d & 3) * kTile + i), &term));
+      store(s.terms + i, term);
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      if (s.states[i] == kNoState) return false;
+      if (n > 1) prefetch_input(m, d, s.states[i]);  // a single row is read right away
+      total[i] += static_cast<double>(s.terms[i]);
+      q.x[(first + i) * D + d] = static_cast<uint8_t>(s.states[i]);
+    }
+    if (d + 1 == D) break;
+    for (int64_t i = 0; i < n; ++i)
+      if (s.states[i] != 0) add_input(m, d, s.states[i], s.activation + i * H, s.hidden + i * H);
+  }
+  for (int64_t i = 0; i < n; ++i) q.log_prob[first + i] = static_cast<float>(total[i]);
+  return true;
+}
+
+}  // namespace
+
+int64_t nade_sample_scratch(const NadeParameters& model) { return SampleSpace(model, nullptr).size; }
+
+bool nade_sample(const NadeSample& q, int64_t begin, int64_t end, float* scratch) {
+  bool good = true;
+  for_tiles(begin, end, [&](int64_t first, int64_t n) { good = sample_tile(q, first, n, scratch) && good; });
+  return good;
+}
+
+}  // namespace pyar::cpu::PYAR_LEVEL

@@ -1,0 +1,270 @@
+// What NADE's log-probability, gradients and sampling share: the hidden units, the added layers, the conditionals.
+//
+//   a_d = c + Σ_{i<d} W[i, x_i]    h_d = σ(a_d)    f_d = layers(h_d)    logits_d = V_d f_d + b_d
+//
+// Uria, Côté, Gregor, Murray & Larochelle, "Neural Autoregressive Distribution Estimation", JMLR 17 (2016), equations
+// (2) and (3). State 0 contributes nothing, so a, h and f change only after a state above 0: what depends on them is
+// computed once for each run of dimensions, a maximal stretch over which they stay the same.
+#pragma once
+
+#include "cpu/nade_products.h"
+
+namespace pyar::cpu::PYAR_LEVEL {
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The hidden units: a [H], h [H], both padded.
+
+// a_j += scale·w_j (if w is not null), then h_j = σ(a_j) (if h is not null), for j < H.
+//   a, h  [H], padded; their padding is finite
+//   w     [H]
+PYAR_INLINE void update_hidden(float* a, const float* w, float scale, float* h, int64_t H) {
+  const Vector factor = broadcast(scale);
+  for (int64_t j = 0; j < padded(H); j += kWidth) {
+    Vector value = load(a + j);
+    if (w != nullptr && j < H) {
+      const Vector weight = j + kWidth <= H ? load(w + j) : load_first(w + j, static_cast<int>(H - j));
+      value = fused_multiply_add(factor, weight, value);
+      store(a + j, value);
+    }
+    if (h != nullptr) store(h + j, sigmoid(value));
+  }
+}
+
+// What state x > 0 of dimension d adds to the activation: a row of W and its factor.
+PYAR_INLINE const float* input_row(const NadeParameters& m, int64_t d, int x, float* scale) {
+  if (m.scalar_input) {
+    *scale = static_cast<float>(x) / static_cast<float>(m.K - 1);
+    return m.W + d * m.H;
+  }
+  *scale = 1.0f;
+  return m.W + (d * (m.K - 1) + x - 1) * m.H;
+}
+
+PYAR_INLINE void prefetch(const float* p, int64_t count) {
+  for (int64_t j = 0; j < count; j += kPadding) __builtin_prefetch(p + j, 0, 2);
+}
+
+// Asks for the row of W that state x of dimension d will need. Which row that is follows no pattern, so that otherwise
+// every one is waited for; a single row for all states of a dimension needs no help.
+PYAR_INLINE void prefetch_input(const NadeParameters& m, int64_t d, int x) {
+  if (x != 0 && m.K > 2 && !m.scalar_input) prefetch(m.W + (d * (m.K - 1) + x - 1) * m.H, m.H);
+}
+
+// a += W[d, x] and h = σ(a) for a state x > 0 of dimension d; h may be null.
+//   a, h  [H], padded
+inline void add_input(const NadeParameters& m, int64_t d, int x, float* a, float* h) {
+  float scale;
+  const float* w = input_row(m, d, x, &scale);
+  update_hidden(a, w, scale, h, m.H);
+}
+
+// a = c, the activation before the first dimension.
+//   a  [H], padded with zeros
+inline void start_activation(const NadeParameters& m, float* a) {
+  memcpy(a, m.c, m.H * sizeof(float));
+  for (int64_t j = m.H; j < padded(m.H); ++j) a[j] = 0.0f;
+}
+
+constexpr int64_t kReplayAhead = 8;  // dimensions between asking for a row of W and adding it
+
+// Walks dimensions d0 … d1 of one sample: a ← a + W[d, x_d], h_{d+1} = σ(a) where x_d > 0. Returns the number of runs.
+//   x       [D]
+//   a       [H], the activation at d0, in the end that at d1
+//   same    [H], the hidden units of that very a, to be copied instead of computed; or null
+//   hidden  [runs, row_stride(H)]
+//   run     [d1 − d0], the run of every dimension
+inline int64_t replay(const NadeParameters& m, const uint8_t* x, int64_t d0, int64_t d1, float* a, const float* same,
+                      float* hidden, int32_t* run) {
+  const int64_t stride = row_stride(m.H);
+  int64_t r = 0;
+  if (same == nullptr) {
+    update_hidden(a, nullptr, 0.0f, hidden, m.H);
+  } else if (same != hidden) {
+    memcpy(hidden, same, padded(m.H) * sizeof(float));
+  }
+  for (int64_t d = d0; d < d1; ++d) {
+    run[d - d0] = static_cast<int32_t>(r);
+    if (d + kReplayAhead < d1) prefetch_input(m, d + kReplayAhead, x[d + kReplayAhead]);
+    if (x[d] == 0) continue;
+    if (d + 1 < d1) ++r;
+    add_input(m, d, x[d], a, d + 1 < d1 ? hidden + r * stride : nullptr);
+  }
+  return r + 1;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The added layers.
+
+// Floats of the packed copy of any group: of output rows, or of a layer's rows.
+inline int64_t packed_floats(const NadeParameters& m) {
+  int64_t widest = row_stride(m.F) * m.P * group_size(row_stride(m.F) * m.P);
+  for (int64_t l = 0; l < m.num_layers; ++l) {
+    const int64_t row = row_stride(m.layers[l].inputs);
+    const int64_t floats = row * group_size(row);
+    widest = floats > widest ? floats : widest;
+  }
+  return widest;
+}
+
+// One added layer on many rows: out[i][m] = max(0, Σ_j weight[m, j] in[i][j] + bias[m]) for i < count.
+//   in      [count][inputs], padded
+//   out     [count][outputs], padded with zeros
+//   packed  [packed_floats()], work space
+inline void layer_forward(const DenseLayer& layer, const float* const* in, float* const* out, int64_t count,
+                          float* packed) {
+  const int64_t group = group_size(row_stride(layer.inputs));
+  for (int64_t m0 = 0; m0 < layer.outputs; m0 += group) {
+    const int64_t rows = m0 + group < layer.outputs ? group : layer.outputs - m0;
+    const Rows weight = group_rows(layer.weight + m0 * layer.inputs, rows, layer.inputs, count, packed);
+    for (int64_t i = 0; i < count; ++i) dots(in[i], weight.data, weight.stride, rows, weight.columns, out[i] + m0, 1);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t j = 0; j < layer.outputs; j += kWidth) {
+      const int rest = static_cast<int>(layer.outputs - j < kWidth ? layer.outputs - j : kWidth);
+      const Vector value = load_first(out[i] + j, rest) + load_first(layer.bias + j, rest);
+      // Not maximum(): NaN must stay NaN.
+      store_first(out[i] + j, select(value <= 0.0f, Vector{}, value), rest);
+    }
+    for (int64_t j = layer.outputs; j < padded(layer.outputs); ++j) out[i][j] = 0.0f;
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Conditionals, kWidth samples at a time: logit k of the lanes is at l[k·stride].
+
+// log σ(±logit) = min(z, 0) − log(1 + e^−|z|), z = logit for state one and −logit for state zero.
+PYAR_INLINE Vector binary_log_probability(Vector logit, IntVector one) {
+  const Vector z = select(one, logit, -logit);
+  return minimum(z, Vector{}) - logarithm_of_one_plus(exponential(-absolute(z)));
+}
+
+// log p(x) = l_x − max l − log Σ_k e^(l_k − max l) of the lanes. With kGradient, the logits are replaced by
+// scale·∂log p(x)/∂l_k = scale·(1[x = k] − p(k)).
+//   l  [P, kWidth]
+template <bool kGradient>
+PYAR_INLINE Vector log_probability(float* l, int64_t stride, int64_t P, IntVector x, Vector scale) {
+  if (P == 1) {
+    const IntVector one = x > 0;
+    const Vector logit = load(l);
+    if constexpr (kGradient) {
+      const Vector other = sigmoid(select(one, -logit, logit));  // 1 − p(x), without cancellation
+      store(l, scale * select(one, other, -other));
+    }
+    return binary_log_probability(logit, one);
+  }
+  Vector highest = load(l), chosen = highest;
+  for (int64_t k = 1; k < P; ++k) {
+    const Vector logit = load(l + k * stride);
+    highest = maximum(highest, logit);
+    chosen = select(x == static_cast<int32_t>(k), logit, chosen);
+  }
+  Vector parts[4] = {};  // 256 states in one sum would lose digits
+  for (int64_t k = 0; k < P; ++k) {
+    const Vector weight = exponential(load(l + k * stride) - highest);
+    parts[k % 4] += weight;
+    if constexpr (kGradient) store(l + k * stride, weight);
+  }
+  const Vector sum = (parts[0] + parts[1]) + (parts[2] + parts[3]);
+  if constexpr (kGradient) {
+    const Vector factor = -scale / sum;
+    for (int64_t k = 0; k < P; ++k) {
+      const Vector hit = select(x == static_cast<int32_t>(k), scale, Vector{});
+      store(l + k * stride, fused_multiply_add(factor, load(l + k * stride), hit));
+    }
+  }
+  return chosen - highest - logarithm(sum);
+}
+
+// l_k += b_k for all lanes.
+//   l  [P, kWidth]
+//   b  [P]
+PYAR_INLINE void add_bias(float* l, int64_t stride, const float* b, int64_t P) {
+  for (int64_t k = 0; k < P; ++k) store(l + k * stride, load(l + k * stride) + broadcast(b[k]));
+}
+
+PYAR_INLINE IntVector load_int(const int32_t* p) {
+  IntVector v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
+PYAR_INLINE void store_int(int32_t* p, IntVector v) { memcpy(p, &v, sizeof v); }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The logits of dimensions, without their biases: V_d f_d.
+
+// Whether a dimension has output rows enough for a product with all samples; else one sample's run of dimensions is
+// the product.
+PYAR_INLINE bool many_rows(const NadeParameters& m) { return m.P >= kBlockRows; }
+
+// logits[k·out_stride + i] = Σ_j V_d[k, j] in[i][j] for k < P, i < n. Meanwhile memory is asked for what comes next:
+// the following dimension's rows, and the rows of W of the states, if they are known.
+//   V       [P, F], the rows of dimension d
+//   in      [n][F], the features of the samples
+//   x       [n], D apart: the states of dimension d; or null
+//   logits  [P, n]
+inline void outputs_ahead(const NadeParameters& m, int64_t d, const Rows& V, const float* const* in, int64_t n,
+                          const uint8_t* x, float* logits, int64_t out_stride) {
+  constexpr int64_t kTogether = 8;
+  const float* ahead = m.V + (d + 1) * m.P * m.F;
+  const int64_t size = d + 1 < m.D ? m.P * m.F : 0;
+  const int64_t parts = (n + kTogether - 1) / kTogether;
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t begin = part * kTogether, end = begin + kTogether < n ? begin + kTogether : n;
+    const int64_t from = padded(size * part / parts), to = padded(size * (part + 1) / parts);
+    prefetch(ahead + from, to - from);
+    if (x != nullptr)
+      for (int64_t i = begin; i < end; ++i) prefetch_input(m, d, x[i * m.D]);
+    dots_of_many(in + begin, end - begin, V.data, V.stride, m.P, V.columns, logits + begin, out_stride);
+  }
+}
+
+// logits[((d − d0)·P + k)·out_stride] = Σ_j V_d[k, j] features[run_d, j] for d0 ≤ d < d1, k < P, of one sample: one
+// product for the dimensions of a run.
+//   V         [(d1 − d0)·P, F], the rows of the dimensions
+//   run       the run of dimension d at run[d]
+//   features  [runs, F], `stride` floats apart
+//   logits    [(d1 − d0)·P]
+PYAR_INLINE void run_logits(const Rows& V, int64_t P, const int32_t* run, int64_t d0, int64_t d1, const float* features,
+                            int64_t stride, float* logits, int64_t out_stride) {
+  for (int64_t d = d0; d < d1;) {
+    int64_t end = d + 1;
+    while (end < d1 && run[end] == run[d]) ++end;
+    dots(features + run[d] * stride, V.data + (d - d0) * P * V.stride, V.stride, (end - d) * P, V.columns,
+         logits + (d - d0) * P * out_stride, out_stride);
+    d = end;
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Work space.
+
+// Cuts arrays from one allocation; with base = null only their size is counted.
+struct Cutter {
+  float* base;
+  int64_t used;
+  float* floats(int64_t count) {
+    const int64_t at = used;
+    used += padded(count);
+    return base == nullptr ? nullptr : base + at;
+  }
+  template <typename T>
+  T* array(int64_t count) {
+    return reinterpret_cast<T*>(floats((count * sizeof(T) + sizeof(float) - 1) / sizeof(float)));
+  }
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Tiles.
+
+// The samples [begin, end) in tiles of nearly equal size.
+template <typename Function>
+PYAR_INLINE void for_tiles(int64_t begin, int64_t end, const Function& function) {
+  const int64_t tiles = (end - begin + kTile - 1) / kTile;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t first = begin + (end - begin) * t / tiles, last = begin + (end - begin) * (t + 1) / tiles;
+    function(first, last - first);
+  }
+}
+
+}  // namespace pyar::cpu::PYAR_LEVEL
