@@ -1,11 +1,20 @@
 """How fast pyar is on this machine, beside what one would use instead.
 
-  python -m benchmarks nade lstm      the two tables, every result checked before its time is printed
-  python -m benchmarks sweep          how cost grows with B, D, H, K and threads; memory, import time
-  python -m benchmarks report         tables and plots from stored results
-  python -m benchmarks guard          has a change made pyar slower? compares with stored instruction counts
+jobs:
+  nade lstm   the two tables: pyar and every peer on the same work; each result is checked before its time is printed
+  sweep       how pyar's time grows with the batch size B, the dimensions D, the hidden units H, the states K and the
+              threads; its memory, import time and install time
+  report      the README's benchmark section, and plots, from stored results
+  guard       has a change made pyar slower? counts instructions and compares with stored counts; needs valgrind
 
-Results are written as JSON. Optional peers: pip install -e ".[bench]".
+examples:
+  python -m benchmarks nade lstm                                 minutes; writes runs/benchmarks/{nade,lstm}.json
+  python -m benchmarks nade --only "sample, B=100," --peers jax_scan   a few cases, one peer
+  python -m benchmarks nade lstm --compare benchmarks/results    is it faster or slower than the committed results?
+  python -m benchmarks report --results runs/benchmarks          prints the tables of your own results
+  python -m benchmarks guard                                     exits with 1 if an operation takes more instructions
+
+Peers that are not installed are reported as missing: pip install -e ".[bench]" installs them all.
 """
 
 from __future__ import annotations
@@ -19,32 +28,61 @@ COMMITTED = Path(__file__).parent / "results"
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    from benchmarks.peers import CONTENDERS
+
+    peers = [module.split(".")[-1] for module in list(CONTENDERS)[1:]]
     parser = argparse.ArgumentParser(
         "python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("jobs", nargs="+", choices=("nade", "lstm", "sweep", "report", "guard"), metavar="job")
+    parser.add_argument(
+        "jobs", nargs="+", choices=("nade", "lstm", "sweep", "report", "guard"), metavar="job", help="one or more"
+    )
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--threads", type=int, default=cores, help=f"cores for everybody (default: all, {cores})")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the work runs")
-    parser.add_argument("--peers", help="comma-separated peers to keep, such as jax_scan,numba_loop (default: all)")
-    parser.add_argument("--data-dir", help="where MNIST's IDX files are (default: PYAR_DATA, else enlarged digits)")
-    parser.add_argument("--budget", type=float, default=1.5, help="seconds of repetitions a case and contender")
-    parser.add_argument("--only", default="", help="keep the cases whose description contains this")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder for the JSON written")
-    parser.add_argument("--compare", type=Path, help="earlier results (JSON file or folder) to compare with")
-    parser.add_argument("--results", type=Path, default=COMMITTED, help="report: folder of the JSON to read")
-    parser.add_argument("--write", type=Path, help="report: the file whose marked section becomes the tables")
-    parser.add_argument("--plots", type=Path, help="report: folder for the plots")
-    parser.add_argument("--update", action="store_true", help="guard: store the counts of this build")
+    measuring = parser.add_argument_group("measuring: nade, lstm, sweep")
+    measuring.add_argument("--threads", type=int, default=cores, help=f"cores for everybody (default: all, {cores})")
+    measuring.add_argument(
+        "--device", default="cpu", choices=("cpu", "cuda"), help="where the work runs (default: cpu)"
+    )
+    measuring.add_argument(
+        "--peers", metavar="NAME,…", help=f"keep only these peers, of {', '.join(peers)} (default: all)"
+    )
+    measuring.add_argument(
+        "--only", default="", metavar="TEXT", help='keep the cases whose printed name contains this, as "sample, B=1,"'
+    )
+    measuring.add_argument(
+        "--budget", type=float, default=1.5, metavar="SECONDS", help="how long each contender repeats each case (1.5)"
+    )
+    measuring.add_argument(
+        "--data-dir", metavar="DIR", help="where MNIST's IDX files are (default: PYAR_DATA, else enlarged 8×8 digits)"
+    )
+    measuring.add_argument(
+        "--out", type=Path, default=Path("runs/benchmarks"), metavar="DIR", help="where JOB.json goes (runs/benchmarks)"
+    )
+    measuring.add_argument(
+        "--compare", type=Path, metavar="PATH", help="earlier results, a JSON file or a folder, to compare with"
+    )
+    reporting = parser.add_argument_group("report")
+    reporting.add_argument(
+        "--results", type=Path, default=COMMITTED, metavar="DIR", help="the JSON to read (default: benchmarks/results)"
+    )
+    reporting.add_argument(
+        "--write", type=Path, metavar="FILE", help="put the section between this file's marks instead of printing it"
+    )
+    reporting.add_argument("--plots", type=Path, metavar="DIR", help="draw speed.png, floor.png, growth.png there")
+    guarding = parser.add_argument_group("guard")
+    guarding.add_argument("--update", action="store_true", help="store the counts of this build instead of comparing")
     options = parser.parse_args(arguments)
     if not 1 <= options.threads <= cores:
         parser.error(f"--threads must be 1 to {cores}, the cores this process may use, got {options.threads}")
+    unknown = set(options.peers.split(",")) - set(peers) if options.peers else set()
+    if unknown:
+        parser.error(f"--peers must name some of {', '.join(peers)}, got {', '.join(sorted(unknown))}")
     return options
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    # Before anything imports a library that reads them; the contenders' processes inherit them.
+    # Before anything imports torch, which reads them; the contenders' processes inherit them.
     from benchmarks.worker import set_thread_variables
 
     set_thread_variables(options.threads)

@@ -37,6 +37,11 @@ class Machine:
         bandwidth = self.bandwidth[min(fitting, default=max(self.bandwidth))]
         return max(arithmetic, passes * size / bandwidth)
 
+    def best_of(self, other: Machine) -> Machine:
+        """The higher of both readings of every limit: whatever else ran can only have lowered one."""
+        bandwidth = {size: max(rate, other.bandwidth[size]) for size, rate in self.bandwidth.items()}
+        return Machine(self.threads, max(self.peak, other.peak), bandwidth)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "threads": self.threads,

@@ -1,9 +1,8 @@
-"""The plots of a report: markers, line styles and hatches tell contenders apart, in black and white too."""
+"""The plots of a report: markers and line styles tell contenders apart, in black and white too."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -11,154 +10,167 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from benchmarks.peers import CONTENDERS
-from benchmarks.report import TASKS, describe_job
+from benchmarks.report import MODELS, TASKS, describe_job, digest
 from benchmarks.runner import TIMED
+from benchmarks.series import (
+    Documents,
+    Record,
+    grouped,
+    growth_panels,
+    plot_names,
+    speed_panels,
+    table_records,
+    times,
+)
 
+# Marker, what fills it, line style, grey: in the order of CONTENDERS.
+LOOKS = (
+    ("o", "black", "-", "black"),
+    ("s", "white", "--", "0.25"),
+    ("^", "0.75", ":", "0.45"),
+    ("D", "white", "-.", "0.45"),
+    ("D", "0.5", "-.", "0.45"),
+    ("v", "white", "--", "0.6"),
+    ("P", "0.75", ":", "0.6"),
+    ("X", "white", "-.", "0.6"),
+    ("*", "0.5", "--", "0.6"),
+)
 STYLES = {
-    "pyar": {"color": "black", "marker": "o", "linestyle": "-"},
-    "JAX lax.scan": {"color": "0.35", "marker": "s", "linestyle": "--", "markerfacecolor": "white"},
+    name: {"marker": marker, "markerfacecolor": fill, "markeredgecolor": "black", "linestyle": line, "color": grey}
+    for name, (marker, fill, line, grey) in zip(CONTENDERS.values(), LOOKS, strict=True)
 }
-GREYS = ("black", "0.75", "white", "0.55", "0.9", "white", "0.8", "white", "0.6")
-HATCHES = ("", "", "//", "", "..", "xx", "\\\\", "++", "oo")
-MODELS = {"nade": "NADE", "lstm": "PixelLSTM"}
 
 
-def draw_plots(documents: dict[str, dict[str, Any]], folder: Path) -> list[Path]:
+def draw_plots(documents: Documents, folder: Path) -> list[Path]:
     """Draws what the documents have data for; returns the files written."""
     folder.mkdir(parents=True, exist_ok=True)
+    draw = {"speed": draw_speed, "floor": draw_floor, "growth": draw_growth}
     drawn = []
-    sweep = documents.get("sweep", {}).get("records", [])
-    if any(record["axis"] == "B" for record in sweep):
-        drawn.append(draw_speed(sweep, folder / "speed.png"))
-    tables = [record for job in ("nade", "lstm") if job in documents for record in documents[job]["records"]]
-    if tables:
-        drawn.append(draw_floor(tables, folder / "floor.png"))
-    if any(record["axis"] in "DHK" for record in sweep):
-        drawn.append(draw_growth(sweep, folder / "growth.png"))
+    for name in plot_names(documents):
+        path = folder / f"{name}.png"
+        figure = draw[name](documents)
+        figure.savefig(path, dpi=120, metadata={"Results": digest(documents)})
+        plt.close(figure)
+        drawn.append(path)
     return drawn
-
-
-def times(records: list[dict[str, Any]], axis: str) -> dict[str, list[tuple[int, float, dict[str, Any]]]]:
-    """Contender → (value on the axis, milliseconds, record), where it was right."""
-    found: dict[str, list[tuple[int, float, dict[str, Any]]]] = {}
-    for record in records:
-        for outcome in record["outcomes"]:
-            if outcome["status"] in TIMED:
-                point = (record[axis], outcome["median_ms"], record)
-                found.setdefault(outcome["contender"], []).append(point)
-    return {name: sorted(points, key=lambda point: point[0]) for name, points in found.items()}
-
-
-def panels(records: list[dict[str, Any]], axis: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """(model, task) → the records along the axis."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for record in records:
-        if record["axis"] == axis:
-            found.setdefault((record["model"], record["task"]), []).append(record)
-    return found
-
-
-def finish(figure: plt.Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
 
 
 def plain_logarithmic(axes: Axes) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.grid(True, which="major", color="0.85", linewidth=0.8)
+    axes.grid(True, which="major", color="0.88", linewidth=0.8)
     axes.set_axisbelow(True)
 
 
-def draw_speed(records: list[dict[str, Any]], path: Path) -> Path:
-    chosen = panels(records, "B")
-    figure, grid = plt.subplots(1, len(chosen), figsize=(3.3 * len(chosen), 3.6), layout="constrained", squeeze=False)
-    for axes, ((model, task), members) in zip(grid[0], chosen.items(), strict=True):
-        for name, points in times(members, "B").items():
-            speeds = [1e3 * B / milliseconds for B, milliseconds, _ in points]
-            axes.plot([B for B, _, _ in points], speeds, label=name, **STYLES[name])
+def legend(figure: plt.Figure, names: list[str]) -> None:
+    handles = [plt.Line2D([], [], label=name, **STYLES[name]) for name in names]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+
+
+def draw_speed(documents: Documents) -> plt.Figure:
+    """Vectors a second by batch size, a panel a job."""
+    panels = speed_panels(documents)
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(3.6 * columns, 3.2 * rows + 0.8), layout="constrained", squeeze=False
+    )
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    shown = set()
+    for axes, ((model, task, K, H), group) in zip(grid.flat, panels.items(), strict=False):
+        for name, points in times(group, "B").items():
+            axes.plot([B for B, _ in points], [1e3 * B / ms for B, ms in points], **STYLES[name])
+            shown.add(name)
         plain_logarithmic(axes)
-        axes.set_title(f"{MODELS[model]}: {TASKS[task]}\nK={members[0]['K']}, H={members[0]['H']}", fontsize=10)
+        axes.set_title(f"{MODELS[model]}: {TASKS[task]}\nK={K}, H={H}", fontsize=10)
         axes.set_xlabel("batch size B")
-    grid[0][0].set_ylabel("vectors of 784 dimensions a second")
-    grid[0][0].legend(frameon=False)
-    return finish(figure, path)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("vectors of 784 dimensions a second")
+    legend(figure, [name for name in CONTENDERS.values() if name in shown])
+    return figure
 
 
-def draw_floor(records: list[dict[str, Any]], path: Path) -> Path:
-    """A group of bars a case: pyar, and every peer, at floor over time."""
-    names = [
-        name
-        for name in CONTENDERS.values()
-        if any(o["contender"] == name and o["status"] in TIMED for record in records for o in record["outcomes"])
-    ]
-    look = dict(zip(CONTENDERS.values(), zip(GREYS, HATCHES, strict=True), strict=True))
-    bar, gap = 0.16, 0.35
-    labels, centres, top = [], [], 0.0
-    right = {r_index: [o for o in r["outcomes"] if o["status"] in TIMED] for r_index, r in enumerate(records)}
-    height = sum(bar * len(outcomes) + gap for outcomes in right.values())
-    figure, axes = plt.subplots(figsize=(9, 1.2 + 1.15 * height), layout="constrained")
-    for index, record in enumerate(records):
-        outcomes = right[index]
-        for position, outcome in enumerate(outcomes):
-            colour, hatch = look[outcome["contender"]]
-            y = top + bar * position
-            width = 100 * outcome["fraction_of_floor"]
-            axes.barh(y, width, 0.9 * bar, color=colour, hatch=hatch, edgecolor="black", linewidth=0.6)
-            if outcome["contender"] == "pyar":
-                axes.text(width, y, f" {width:.0f} %", va="center", fontsize=7)
-        centres.append(top + bar * (len(outcomes) - 1) / 2)
-        data = "" if record["model"] == "lstm" else f", {record['data']}"
-        labels.append(f"{MODELS[record['model']]} {describe_job(record)}{data}")
-        top += bar * len(outcomes) + gap
-    axes.set_yticks(centres, labels, fontsize=8)
-    axes.set_ylim(top - gap, -gap)
-    axes.set_xlabel("floor / time in %: how much of what the machine can do at most")
-    axes.grid(True, axis="x", color="0.85", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.margins(x=0.08)
-    handles = [
-        plt.Rectangle((0, 0), 1, 1, facecolor=look[name][0], hatch=look[name][1], edgecolor="black") for name in names
-    ]
-    figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
-    return finish(figure, path)
+def draw_floor(documents: Documents) -> plt.Figure:
+    """A row a case, a marker a contender: floor over time, in percent."""
+    records = table_records(documents)
+    models = grouped(records, "model")
+    figure, grid = plt.subplots(
+        len(models),
+        figsize=(8.5, 0.27 * len(records) + 0.9 * len(models) + 0.6),
+        height_ratios=[len(group) + 2 for group in models.values()],
+        layout="constrained",
+        squeeze=False,
+        sharex=True,
+    )
+    shown = set()
+    for axes, ((model,), group) in zip(grid[:, 0], models.items(), strict=True):
+        for row, record in enumerate(group):
+            for outcome in record["outcomes"]:
+                if outcome["status"] in TIMED:
+                    name, percent = outcome["contender"], 100 * outcome["fraction_of_floor"]
+                    axes.plot(percent, row, **STYLES[name] | {"linestyle": ""}, markersize=6)
+                    shown.add(name)
+        labels = [f"{describe_job(r)}{', ' + r['data'] if model == 'nade' else ''}" for r in group]
+        axes.set_yticks(range(len(group)), labels, fontsize=8)
+        axes.set_ylim(len(group) - 0.4, -0.6)
+        axes.set_xscale("log")
+        axes.set_xlim(right=130)
+        axes.axvline(100, color="black", linewidth=0.8)
+        axes.grid(True, color="0.88", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.set_title(MODELS[model], fontsize=10)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+    axes.set_xlabel("floor / time: how much of what the machine can do at most")
+    legend(figure, [name for name in CONTENDERS.values() if name in shown])
+    return figure
 
 
-def draw_growth(records: list[dict[str, Any]], path: Path) -> Path:
-    """Time along D, H and K; a thin line of slope one from pyar's last point shows linear growth."""
-    axes_shown = [axis for axis in "DHK" if panels(records, axis)]
-    kinds = list(dict.fromkeys(kind for axis in axes_shown for kind in panels(records, axis)))
-    size = (3.4 * len(axes_shown), 2.9 * len(kinds))
-    figure, grid = plt.subplots(len(kinds), len(axes_shown), figsize=size, layout="constrained", squeeze=False)
-    for row, (model, task) in zip(grid, kinds, strict=True):
+def draw_growth(documents: Documents) -> plt.Figure:
+    """Time along B, D, H and K, a row a job; a dotted line shows linear growth through pyar's largest case."""
+    panels = growth_panels(documents)
+    axes_shown = [axis for axis in "BDHK" if any(axis in by_axis for by_axis in panels.values())]
+    size = (2.9 * len(axes_shown) + 0.4, 2.7 * len(panels) + 0.5)
+    figure, grid = plt.subplots(len(panels), len(axes_shown), figsize=size, layout="constrained", squeeze=False)
+    shown = set()
+    for row, ((model, task), by_axis) in zip(grid, panels.items(), strict=True):
         for axes, axis in zip(row, axes_shown, strict=True):
-            members = panels(records, axis).get((model, task))
+            members = by_axis.get(axis)
             if not members:
                 axes.set_axis_off()
                 continue
             for name, points in times(members, axis).items():
-                axes.plot([x for x, _, _ in points], [y for _, y, _ in points], label=name, **STYLES[name])
+                axes.plot(*zip(*points, strict=True), **STYLES[name])
+                shown.add(name)
             plain_logarithmic(axes)
             draw_guide(axes, members, axis)
+            low, high = axes.get_ylim()
+            if high < 10 * low:  # a decade at least, so that nearly equal times look so, and have a label
+                middle = (low * high) ** 0.5
+                axes.set_ylim(middle / 10**0.6, middle * 10**0.6)
+            if axis != "B":
+                values = sorted({record[axis] for record in members})
+                axes.set_xticks(values, [str(value) for value in values], fontsize=8)
+                axes.xaxis.set_minor_locator(NullLocator())
             fixed = ", ".join(f"{other}={members[0][other]}" for other in "BDHK" if other != axis)
-            axes.set_title(f"{MODELS[model]}: {TASKS[task]}\n{fixed}", fontsize=9)
+            axes.set_title(fixed, fontsize=9)
             axes.set_xlabel(axis)
-        row[0].set_ylabel("milliseconds")
-    grid[0][0].legend(frameon=False, fontsize=9)
-    return finish(figure, path)
+        row[0].set_ylabel(f"{MODELS[model]}: {TASKS[task]}\nmilliseconds")
+    legend(figure, [name for name in CONTENDERS.values() if name in shown])
+    return figure
 
 
-def draw_guide(axes: Axes, members: list[dict[str, Any]], axis: str) -> None:
-    """The straight line of linear growth, of quadratic growth for an LSTM's H, through pyar's largest case."""
-    points = times(members, axis).get("pyar")
-    if not points:
+def draw_guide(axes: Axes, members: list[Record], axis: str) -> None:
+    """The straight line of linear growth, of quadratic growth for an LSTM's H, through pyar's largest case. K is a
+    small part of an LSTM's work, and no power of it is to be expected."""
+    points, lstm = times(members, axis).get("pyar"), members[0]["model"] == "lstm"
+    if not points or (lstm and axis == "K"):
         return
-    power = 2 if axis == "H" and members[0]["model"] == "lstm" else 1
-    (first, _, _), (last, milliseconds, _) = points[0], points[-1]
-    label = "slope 1" if power == 1 else "slope 2"
+    power = 2 if lstm and axis == "H" else 1
+    (first, _), (last, milliseconds) = points[0], points[-1]
     ends = [milliseconds * (first / last) ** power, milliseconds]
-    axes.plot([first, last], ends, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
-    axes.annotate(label, (first, ends[0]), fontsize=7, color="0.4", ha="left", va="top")
+    axes.plot([first, last], ends, color="black", linewidth=0.8, linestyle=":", zorder=0)
+    axes.text(0.97, 0.05, f"dotted: slope {power}", transform=axes.transAxes, fontsize=8, ha="right")

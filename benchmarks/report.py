@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import Case
 from benchmarks.check import TOLERANCE
 from benchmarks.peers import CONTENDERS
 from benchmarks.runner import TIMED
+from benchmarks.series import plot_names, sweep_records, table_records
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 JOBS = ("nade", "lstm", "sweep")
+MODELS = {"nade": "NADE", "lstm": "PixelLSTM"}
 TASKS = {"log_prob": "log-probability", "gradient": "loss + all gradients", "sample": "sample"}
+# Where README's plots are, seen from it.
+PLOTS = "docs/benchmarks"
+ALT_TEXTS = {
+    "speed": "Vectors a second against the batch size, pyar and its peers",
+    "floor": "Fraction of the floor that pyar and its peers reach in every case",
+    "growth": "Time against B, D, H and K",
+}
 # Faster by less than this is a tie: repeated runs differ by as much.
 TIE = 0.97
 
@@ -55,10 +65,10 @@ def insert(page: str, text: str) -> str:
 def render(documents: dict[str, dict[str, Any]]) -> str:
     """Markdown."""
     parts = []
-    for job, title in (("nade", "NADE"), ("lstm", "PixelLSTM")):
+    for job, title in MODELS.items():
         if job in documents:
             parts += [f"**{title}.** {describe_run(documents[job])}", table(documents[job]["records"])]
-    tables = [record for job in ("nade", "lstm") if job in documents for record in documents[job]["records"]]
+    tables, sweep = table_records(documents), sweep_records(documents)
     if tables:
         parts.append(
             "Median milliseconds of interleaved repetitions with the same parameters, data, uniforms and cores; in "
@@ -68,10 +78,11 @@ def render(documents: dict[str, dict[str, Any]]) -> str:
             + "; ".join(dict.fromkeys(text for job in ("nade", "lstm") for text in data_of(documents.get(job))))
             + "."
         )
-        parts += imprecisions(tables)
+    parts += pictures(documents, "speed", "floor")
+    parts += imprecisions([*tables, *sweep])
     if "sweep" in documents:
-        parts += render_sweep(documents["sweep"])
-    parts.append(render_losses([*tables, *documents.get("sweep", {}).get("records", [])]))
+        parts += render_sweep(documents["sweep"], pictures(documents, "growth"))
+    parts += render_losses([*tables, *sweep])
     return "\n\n".join(parts)
 
 
@@ -93,6 +104,17 @@ def imprecisions(records: list[dict[str, Any]]) -> list[str]:
 
 def data_of(document: dict[str, Any] | None) -> Iterable[str]:
     return document["data"].values() if document else ()
+
+
+def pictures(documents: dict[str, dict[str, Any]], *names: str) -> list[str]:
+    """The lines that show these plots, those of them that are drawn."""
+    drawn = plot_names(documents)
+    return [f'<img src="{PLOTS}/{name}.png" width="100%" alt="{ALT_TEXTS[name]}">' for name in names if name in drawn]
+
+
+def digest(documents: dict[str, dict[str, Any]]) -> str:
+    """Stands in every plot, so that one can tell whether it shows these results."""
+    return hashlib.sha256(json.dumps(documents, sort_keys=True).encode()).hexdigest()
 
 
 def describe_run(document: dict[str, Any]) -> str:
@@ -124,7 +146,9 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def describe_job(record: dict[str, Any]) -> str:
     parts = [f"{TASKS[record['task']]}, K={record['K']}, B={record['B']}"]
-    if record["model"] == "lstm":
+    if record["D"] != 784:
+        parts.append(f"D={record['D']}")
+    if record["model"] == "lstm" or record["H"] != 500:
         parts.append(f"H={record['H']}")
     if record["num_layers"] > 1:
         parts.append(f"{record['num_layers']} layers")
@@ -147,79 +171,138 @@ def milliseconds(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def render_sweep(document: dict[str, Any]) -> list[str]:
-    parts = []
+def render_sweep(document: dict[str, Any], growth: list[str]) -> list[str]:
+    """What only the sweep knows, a paragraph or a table each; growth is that plot, if there is one."""
+    parts = [f"**Growth, threads, memory, installation.** {describe_run(document)}"]
+    if document["records"]:
+        parts += [*growth_table(document["records"]), *growth]
     if document.get("threads"):
-        parts.append("pyar's time in ms with so many threads: " + "; ".join(thread_rows(document["threads"])) + ".")
+        parts.append(thread_table(document["threads"]))
     if document.get("memory"):
-        parts.append("Peak extra memory of one call: " + "; ".join(memory_rows(document["memory"])) + ".")
+        parts.append(memory_table(document["memory"]))
+    waits = []
     if "import" in document:
         seconds = document["import"]
-        parts.append(
+        waits.append(
             f"`import pyar` takes {seconds['pyar_seconds']:.2g} s, {seconds['torch_seconds']:.2g} s of which "
             "is `import torch`."
         )
     if document.get("build", {}).get("status") == "ok":
-        parts.append(f"`pip install .` takes {document['build']['seconds']:.0f} s where torch is installed.")
-    return parts
+        waits.append(f"`pip install .` takes {document['build']['seconds']:.0f} s where torch is installed.")
+    return [*parts, " ".join(waits)] if waits else parts
 
 
 def job_and_model(record: dict[str, Any]) -> str:
-    model = "NADE" if record["model"] == "nade" else "PixelLSTM"
-    return f"{model} {describe_job(record)}"
+    return f"{MODELS[record['model']]} {describe_job(record)}"
 
 
-def group(rows: Iterable[tuple[str, str]]) -> list[str]:
-    """(key, value) → "key: value, value", keys in their first order."""
-    grouped: dict[str, list[str]] = {}
-    for key, value in rows:
-        grouped.setdefault(key, []).append(value)
-    return [f"{key}: {', '.join(values)}" for key, values in grouped.items()]
+def markdown_table(head: list[str], rows: dict[str, dict[str, str]]) -> str:
+    """Rows by their first cell, the other cells by their column; a dash where there is none."""
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    lines += [
+        f"| {name} | " + " | ".join(cells.get(column, "–") for column in head[1:]) + " |"
+        for name, cells in rows.items()
+    ]
+    return "\n".join(lines)
 
 
-def thread_rows(records: list[dict[str, Any]]) -> list[str]:
-    rows = []
+def growth_table(records: list[dict[str, Any]]) -> list[str]:
+    """How pyar's time grows along every axis, from the slope between the two largest values; and what that means."""
+    times: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for record in records:
-        outcome = record["outcomes"][0]
-        value = milliseconds(outcome["median_ms"]) if outcome["status"] == "ok" else outcome["status"]
-        rows.append((job_and_model(record), f"{record['threads']} → {value}"))
-    return group(rows)
-
-
-def memory_rows(records: list[dict[str, Any]]) -> list[str]:
-    rows = []
-    for record in records:
-        value = f"{record['extra_megabytes']:.0f} MB" if record["status"] == "ok" else record["status"]
-        rows.append((job_and_model(record), f"{record['contender']} {value}"))
-    return group(rows)
-
-
-def losses(records: Iterable[dict[str, Any]]) -> list[tuple[dict[str, Any], str, float]]:
-    """(record, fastest peer, its time over pyar's) wherever a peer is faster than pyar by more than a tie."""
-    found = []
-    for record in records:
-        times = {o["contender"]: o["median_ms"] for o in record["outcomes"] if o["status"] in TIMED}
-        if "pyar" not in times:
-            continue
-        fastest = min(times, key=times.__getitem__)
-        ratio = times[fastest] / times["pyar"]
-        if ratio < TIE:
-            found.append((record, fastest, ratio))
-    return found
-
-
-def render_losses(records: list[dict[str, Any]]) -> str:
-    """In words: where pyar is not the fastest, among everything measured."""
-    found = losses(records)
-    if not found:
-        # A case in which every peer was wrong says nothing about who is faster.
-        statuses = [{o["status"] for o in r["outcomes"] if o["contender"] != "pyar"} for r in records]
-        alone = sum("wrong" in of_peers and of_peers.isdisjoint(TIMED) for of_peers in statuses)
-        unknown = f" In {alone} more there is no comparison: no peer's result passed the check." if alone else ""
-        return f"pyar was the fastest in all {len(records) - alone} cases measured.{unknown}"
-    described = "; ".join(
-        f"{Case(**{name: record[name] for name in Case.__dataclass_fields__}).describe()}: {peer} takes "
-        f"{ratio:.2f} of pyar's time"
-        for record, peer, ratio in found
+        ours = next(o for o in record["outcomes"] if o["contender"] == "pyar")
+        if ours["status"] in TIMED:
+            key = (f"{MODELS[record['model']]} {TASKS[record['task']]}", record["axis"])
+            times.setdefault(key, []).append((record[record["axis"]], ours["median_ms"]))
+    rows: dict[str, dict[str, str]] = {}
+    for (name, axis), points in times.items():
+        if len(points) > 1:
+            (x0, y0), (x1, y1) = sorted(points)[-2:]
+            power = math.log(y1 / y0) / math.log(x1 / x0)
+            rows.setdefault(name, {})[axis] = f"{power:.2f} ({x0:,} → {x1:,})"
+    if not rows:
+        return []
+    note = (
+        "The power of B, D, H and K with which pyar's time grows, between the two largest values measured: 1 is "
+        "linear. An LSTM's work grows with H²."
     )
-    return f"pyar was not the fastest in {len(found)} of the {len(records)} cases measured: {described}."
+    return [markdown_table(["time grows with the power", *"BDHK"], rows), note]
+
+
+def thread_table(records: list[dict[str, Any]]) -> str:
+    """pyar's milliseconds by number of threads, and how many times faster than with one."""
+    counts = list(dict.fromkeys(record["threads"] for record in records))
+    head = ["pyar's time in ms", *(f"{n} thread{'s' if n > 1 else ''}" for n in counts)]
+    rows: dict[str, dict[str, str]] = {}
+    alone: dict[str, float] = {}
+    for record in records:
+        name, outcome = job_and_model(record), record["outcomes"][0]
+        text = outcome["status"]
+        if text in TIMED:
+            text = milliseconds(outcome["median_ms"])
+            if record["threads"] == 1:
+                alone[name] = outcome["median_ms"]
+            elif name in alone:
+                text += f" ({alone[name] / outcome['median_ms']:.2f}× as fast)"
+        rows.setdefault(name, {})[head[1 + counts.index(record["threads"])]] = text
+    return markdown_table(head, rows)
+
+
+def memory_table(records: list[dict[str, Any]]) -> str:
+    """Megabytes of one call beyond what the process held, by contender."""
+    names = [name for name in CONTENDERS.values() if any(record["contender"] == name for record in records)]
+    rows: dict[str, dict[str, str]] = {}
+    for record in records:
+        megabytes = record.get("extra_megabytes", 0.0)
+        text = f"{megabytes:.0f}" if megabytes >= 10 else f"{megabytes:.1f}"
+        rows.setdefault(job_and_model(record), {})[record["contender"]] = (
+            text if record["status"] == "ok" else record["status"]
+        )
+    return markdown_table(["peak extra memory of one call, MB", *names], rows)
+
+
+def behind(record: dict[str, Any]) -> tuple[str, float] | None:
+    """(the fastest peer, its time over pyar's); None where pyar or every peer has no time."""
+    times = {o["contender"]: o["median_ms"] for o in record["outcomes"] if o["status"] in TIMED}
+    ours = times.pop("pyar", None)
+    if ours is None or not times:
+        return None
+    fastest = min(times, key=times.__getitem__)
+    return fastest, times[fastest] / ours
+
+
+def render_losses(records: list[dict[str, Any]]) -> list[str]:
+    """In words, among everything measured: where pyar is the fastest, where it is level, where a peer is faster."""
+    compared, slower, ties, refused, alone = [], [], [], 0, 0
+    for record in records:
+        result = behind(record)
+        if result is None:
+            wrong = any(o["status"] == "wrong" for o in record["outcomes"])
+            refused, alone = refused + wrong, alone + (not wrong)
+            continue
+        compared.append(record)
+        (peer, ratio), line = result, job_and_model(record)
+        if record["model"] == "nade":
+            line += f", {record['data']} data"
+        if ratio < TIE:
+            slower.append(f"{line}: {peer} takes {ratio:.2f} of pyar's time.")
+        elif ratio < 1 / TIE:
+            ties.append(f"{line} ({peer}, {ratio:.2f})")
+    percent = round(100 * (1 - TIE))
+    fastest = len(compared) - len(slower) - len(ties)
+    share = f"{fastest} of the" if fastest < len(compared) else "all"
+    words = [f"pyar was the fastest in {share} {len(compared)} cases compared."]
+    if ties:
+        words.append(
+            f"In {len(ties)} it was level with the fastest peer, within {percent} % (in brackets the peer, and its "
+            f"time over pyar's): {'; '.join(ties)}."
+        )
+    if slower:
+        words.append(f"In {len(slower)} it was not the fastest:")
+    listed = "".join(f"\n* {line}" for line in slower)
+    after = []
+    if refused:
+        after.append(f"In {refused} more there is no comparison: no peer's result passed the check.")
+    if alone:
+        after.append(f"In {alone} more pyar was measured alone: its peers would have taken minutes, or are missing.")
+    return [" ".join(words) + listed, *([" ".join(after)] if after else [])]

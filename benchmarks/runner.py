@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.cases import Case, build_inputs
 from benchmarks.check import Checker
-from benchmarks.machine import Machine
+from benchmarks.machine import Machine, measure_machine
 from benchmarks.peers import CONTENDERS
 from benchmarks.worker import save_inputs, serve
 
@@ -42,7 +42,7 @@ class Outcome:
     facts: dict[str, float] = field(default_factory=dict)
     note: str = ""
 
-    def to_json(self, floor: float) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         record: dict[str, Any] = {"contender": self.contender, "status": self.status}
         if self.reason:
             record["reason"] = self.reason
@@ -52,7 +52,6 @@ class Outcome:
             p20, median, p80 = np.percentile(self.seconds, (20, 50, 80))
             record |= {"median_ms": significant(1e3 * median), "p20_ms": significant(1e3 * p20)}
             record |= {"p80_ms": significant(1e3 * p80), "repetitions": len(self.seconds)}
-            record["fraction_of_floor"] = significant(floor / median)
         record |= {name: significant(value) for name, value in self.facts.items()}
         if self.note:
             record["note"] = self.note
@@ -62,6 +61,14 @@ class Outcome:
 def significant(value: float) -> float:
     """Four significant digits."""
     return float(f"{value:.4g}")
+
+
+def set_floor(record: dict[str, Any], floor: float) -> None:
+    """Writes the floor, in seconds, into a case's record, and what fraction of it each contender reached."""
+    record["floor_ms"] = significant(1e3 * floor)
+    for outcome in record["outcomes"]:
+        if "median_ms" in outcome:
+            outcome["fraction_of_floor"] = significant(1e3 * floor / outcome["median_ms"])
 
 
 class Contender:
@@ -129,6 +136,7 @@ class Runner:
         self.data_dir = data_dir
         self.budget = budget
         self.contenders = {module: Contender(module, cores) for module in modules}
+        self.done: list[tuple[Case, float, dict[str, Any]]] = []
 
     def __enter__(self) -> Runner:
         return self
@@ -137,8 +145,8 @@ class Runner:
         for contender in self.contenders.values():
             contender.stop()
 
-    def run(self, case: Case, modules: Iterable[str] | None = None) -> dict[str, Any]:
-        """The case's record: the case, its floor, and an outcome for every contender."""
+    def run(self, case: Case, modules: Iterable[str] | None = None, **labels: Any) -> dict[str, Any]:
+        """The case's record: the labels, the case, its floor, and an outcome for every contender."""
         inputs = build_inputs(case, self.data_dir)
         checker = Checker(case, inputs)
         folder = save_inputs(inputs)
@@ -149,13 +157,24 @@ class Runner:
             folder.cleanup()
         running = [c for c in chosen if outcomes[c.name].status in TIMED]
         self.time(running, outcomes)
-        floor = self.machine.floor_seconds(case, inputs.changing_share)
-        return {
+        record = {
+            **labels,
             **case.to_json(),
             "share_of_zeros": round(1 - inputs.changing_share, 3),
-            "floor_ms": significant(1e3 * floor),
-            "outcomes": [outcome.to_json(floor) for outcome in outcomes.values()],
+            "floor_ms": 0.0,
+            "outcomes": [outcome.to_json() for outcome in outcomes.values()],
         }
+        set_floor(record, self.machine.floor_seconds(case, inputs.changing_share))
+        self.done.append((case, inputs.changing_share, record))
+        return record
+
+    def measure_machine_again(self) -> Machine:
+        """The machine's limits, read again now that the cases are done; the floors of all their records follow. A
+        reading taken while something else ran would make floors too high, and fractions of them too good."""
+        self.machine = self.machine.best_of(measure_machine(self.machine.threads))
+        for case, changing_share, record in self.done:
+            set_floor(record, self.machine.floor_seconds(case, changing_share))
+        return self.machine
 
     def time(self, running: list[Contender], outcomes: dict[str, Outcome]) -> None:
         """Fills in the seconds: in every round each contender that still has budget is timed once."""

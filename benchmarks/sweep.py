@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shutil
 import statistics
@@ -17,10 +18,10 @@ from typing import Any
 from benchmarks.cases import Case, build_inputs, describe_data
 from benchmarks.machine import MEGABYTE, Machine, measure_machine
 from benchmarks.runner import Contender, Runner, significant
-from benchmarks.tables import describe_outcome, print_record
+from benchmarks.tables import OURS, choose, describe_outcome, print_record
 from benchmarks.worker import save_inputs
 
-OURS, JAX = "benchmarks.ours", "benchmarks.peers.jax_scan"
+JAX = "benchmarks.peers.jax_scan"
 MODULES = [OURS, JAX]
 BATCHES = (1, 10, 100, 1000, 10_000)
 # Beyond this many multiply-adds of a PixelLSTM, JAX would take minutes: pyar alone is measured there.
@@ -28,8 +29,14 @@ JAX_LIMIT = 1e12
 IMPORT_RUNS = 5
 
 
-def cases() -> Iterator[tuple[str, Case, list[str]]]:
-    """(the axis that varies, the case, contenders). D, H and K vary on dense data: all dimensions cost alike."""
+def cases(device: str = "cpu") -> Iterator[tuple[str, Case, list[str]]]:
+    """(the axis that varies, the case, contenders)."""
+    for axis, case, modules in cpu_cases():
+        yield axis, dataclasses.replace(case, device=device), modules
+
+
+def cpu_cases() -> Iterator[tuple[str, Case, list[str]]]:
+    """NADE's D, H and K vary on dense data, on which all dimensions cost alike."""
     for task in ("log_prob", "gradient", "sample"):
         for B in BATCHES:
             if task != "gradient" or B <= 1000:
@@ -40,6 +47,8 @@ def cases() -> Iterator[tuple[str, Case, list[str]]]:
     for D in (196, 392, 784, 1568, 3136):
         yield "D", Case("nade", "gradient", 2, 100, D=D, data="dense"), MODULES
         yield "D", Case("nade", "sample", 2, 100, D=D, data="dense"), MODULES
+    for D in (196, 392, 784, 1568):
+        yield "D", Case("lstm", "sample", 10, 100, D=D, H=256), MODULES
     for H in (125, 250, 500, 1000, 2000):
         yield "H", Case("nade", "gradient", 2, 100, H=H, data="dense"), MODULES
         yield "H", Case("nade", "sample", 2, 100, H=H, data="dense"), MODULES
@@ -68,10 +77,11 @@ def memory_cases() -> list[tuple[Case, list[str]]]:
 
 
 def run_sweep(machine: Machine, options: argparse.Namespace) -> dict[str, Any]:
-    chosen = [(axis, case, modules) for axis, case, modules in cases() if options.only in case.describe()]
-    if options.peers:
-        kept = options.peers.split(",")
-        chosen = [(a, c, [m for m in modules if m == OURS or m.split(".")[-1] in kept]) for a, c, modules in chosen]
+    chosen = [
+        (axis, case, choose(modules, options.peers))
+        for axis, case, modules in cases(options.device)
+        if options.only in case.describe()
+    ]
     data = {case.data: describe_data(case.data, options.data_dir) for _, case, _ in chosen}
     records = []
     # Growth is read from many points, so that each needs fewer repetitions than a table's figure.
@@ -79,14 +89,14 @@ def run_sweep(machine: Machine, options: argparse.Namespace) -> dict[str, Any]:
     contenders = dict.fromkeys(module for _, _, modules in chosen for module in modules)
     with Runner(contenders, machine, options.data_dir, budget) as runner:
         for axis, case, modules in chosen:
-            record = {"axis": axis, **runner.run(case, modules)}
+            record = runner.run(case, modules, axis=axis)
             records.append(record)
             print_record(case, record)
-    if options.only:
-        return {"data": data, "records": records}
-    return {
-        "data": data,
-        "records": records,
+        machine = runner.measure_machine_again()
+    document = {"machine": machine.to_json(), "data": data, "records": records}
+    if options.only or options.device != "cpu":  # the rest is about whole processes on the CPU
+        return document
+    return document | {
         "threads": thread_records(options, budget),
         "memory": memory_records(options),
         "import": import_record(),
@@ -101,10 +111,11 @@ def thread_records(options: argparse.Namespace, budget: float) -> list[dict[str,
     print("\nthread scaling")
     for threads in counts:
         with Runner([OURS], measure_machine(threads), options.data_dir, budget) as runner:
-            for case in thread_cases():
-                record = {"threads": threads, **runner.run(case)}
-                records.append(record)
-                print(f"  {threads} threads, {case.describe():<60}{describe_outcome(record['outcomes'][0], None)}")
+            of_this_count = [runner.run(case, threads=threads) for case in thread_cases()]
+            runner.measure_machine_again()
+        for case, record in zip(thread_cases(), of_this_count, strict=True):
+            print(f"  threads {threads}, {case.describe():<62}{describe_outcome(record['outcomes'][0], None)}")
+        records += of_this_count
     return records
 
 

@@ -14,6 +14,7 @@ from benchmarks.machine import Machine, describe_environment, measure_machine
 from benchmarks.runner import TIMED, Runner, significant
 
 JOBS = {"nade": nade, "lstm": lstm}
+OURS = "benchmarks.ours"
 
 
 def run_tables(jobs: list[str], options: argparse.Namespace) -> int:
@@ -28,7 +29,7 @@ def run_tables(jobs: list[str], options: argparse.Namespace) -> int:
     failures = 0
     for name in jobs:
         start = time.perf_counter()
-        document = {"job": name, "environment": environment, "machine": machine.to_json()}
+        document = {"job": name, "environment": environment}
         if name == "sweep":
             from benchmarks.sweep import run_sweep
 
@@ -51,13 +52,7 @@ def run_tables(jobs: list[str], options: argparse.Namespace) -> int:
 
 def run_cases(cases: list[tuple[Case, list[str]]], machine: Machine, options: argparse.Namespace) -> dict[str, Any]:
     """The records of all cases, and what their data is."""
-    cases = [(case, modules) for case, modules in cases if options.only in case.describe()]
-    if options.peers:
-        kept = options.peers.split(",")
-        cases = [
-            (case, [m for m in modules if m == "benchmarks.ours" or m.split(".")[-1] in kept])
-            for case, modules in cases
-        ]
+    cases = [(case, choose(modules, options.peers)) for case, modules in cases if options.only in case.describe()]
     modules = list(dict.fromkeys(module for _, chosen in cases for module in chosen))
     data = {case.data: describe_data(case.data, options.data_dir) for case, _ in cases}
     for description in data.values():
@@ -68,7 +63,15 @@ def run_cases(cases: list[tuple[Case, list[str]]], machine: Machine, options: ar
             record = runner.run(case, chosen)
             records.append(record)
             print_record(case, record)
-    return {"data": data, "records": records}
+        machine = runner.measure_machine_again()
+    return {"machine": machine.to_json(), "data": data, "records": records}
+
+
+def choose(modules: list[str], peers: str | None) -> list[str]:
+    """The contenders' modules that --peers keeps: pyar always, all where it is not given."""
+    if peers is None:
+        return modules
+    return [module for module in modules if module == OURS or module.split(".")[-1] in peers.split(",")]
 
 
 def print_record(case: Case, record: dict[str, Any]) -> None:

@@ -7,12 +7,14 @@ import argparse
 import functools
 import importlib
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from benchmarks import check, guard, peers, plots, report, tables
+from benchmarks import check, guard, peers, plots, report, series, tables
 from benchmarks.__main__ import COMMITTED, parse_arguments
 from benchmarks.cases import Case, build_inputs, mnist_like
 from benchmarks.check import Checker
@@ -37,6 +39,7 @@ APPLICABLE = {
     ("lstm", "gradient"): {"ours", "jax_scan", "nn_lstm"},
     ("lstm", "sample"): {"ours", "jax_scan", "addmm_lstm", "torch_eager", "torch_compiled"},
 }
+PICTURES = re.compile(r'<img src="([^"]+)"')
 MACHINE = Machine(threads=1, peak=1e11, bandwidth={1: 1e11, 64: 1e10})
 
 
@@ -253,7 +256,8 @@ def full_documents() -> dict[str, dict]:
         "lstm": document(record(lstm, pyar=1234.0)),
         "sweep": document(
             *({"axis": "B", **record(Case("nade", "sample", 2, B), pyar=0.1 * B)} for B in (1, 10, 100)),
-            *({"axis": "K", **record(Case("nade", "sample", K, 10), pyar=0.1 * K)} for K in (2, 10)),
+            {"axis": "B", **record(Case("nade", "sample", 2, 1000), pyar=100.0, numba=99.0)},
+            *({"axis": "K", **record(Case("nade", "sample", K, 10), pyar=K**0.5)} for K in (2, 8)),
         ),
     }
     documents["nade"]["records"][1]["outcomes"] += [
@@ -264,8 +268,11 @@ def full_documents() -> dict[str, dict]:
         documents[name]["machine"] = machine
         documents[name]["environment"]["versions"] = {"torch": "2.13.0", "jax": None}
         documents[name]["data"] = {"mnist-like": "mnist-like: digits"}
-    documents["sweep"]["threads"] = [{"threads": n, **record(nade, pyar=8.0 / n)} for n in (1, 2)]
-    documents["sweep"]["memory"] = [{**nade.to_json(), "contender": "pyar", "status": "ok", "extra_megabytes": 12.3}]
+    documents["sweep"]["threads"] = [{"threads": n, **record(nade, pyar=11.0 - 3.0 * n)} for n in (1, 2)]
+    documents["sweep"]["memory"] = [
+        {**nade.to_json(), "contender": "pyar", "status": "ok", "extra_megabytes": 12.3},
+        {**nade.to_json(), "contender": "JAX lax.scan", "status": "missing", "reason": "No module named 'jax'"},
+    ]
     documents["sweep"]["import"] = {"torch_seconds": 1.5, "pyar_seconds": 1.75}
     documents["sweep"]["build"] = {"status": "ok", "seconds": 61.0}
     return documents
@@ -277,12 +284,30 @@ def test_report_says_what_the_results_say(tmp_path):
     assert rows[0] == "| sample, K=2, B=100 | mnist-like, 87 % zeros | **4** (25 %) | 37 (9.3×) | – | – |"
     assert rows[1] == "| sample, K=10, B=1 | mnist-like, 87 % zeros | **2** (50 %) | missing | 1 (0.5×) | WRONG |"
     assert rows[2] == "| sample, K=10, B=1, H=256, 2 layers | mnist-like, 87 % zeros | **1234** (0 %) |"
-    assert "not the fastest in 1 of the 8 cases measured: nade sample, B=1, K=10" in text
-    assert "numba takes 0.50 of pyar's time" in text
-    assert "NADE sample, K=2, B=100: 1 → 8, 2 → 4" in text
-    assert "NADE sample, K=2, B=100: pyar 12 MB" in text
+    assert "pyar was the fastest in 1 of the 3 cases compared" in text
+    assert "In 1 it was not the fastest:\n* NADE sample, K=10, B=1, mnist-like data: numba takes 0.50 of" in text
+    assert "In 1 it was level with the fastest peer, within 3 %" in text
+    assert "NADE sample, K=2, B=1000, mnist-like data (numba, 0.99)" in text
+    assert "In 6 more pyar was measured alone" in text
+
+
+def test_report_has_a_table_for_everything_that_only_the_sweep_measures():
+    text = report.render({"sweep": full_documents()["sweep"]})
+    assert "| NADE sample | 1.00 (100 → 1,000) | – | – | 0.50 (2 → 8) |" in text
+    assert "| pyar's time in ms | 1 thread | 2 threads |" in text
+    assert "| NADE sample, K=2, B=100 | 8 | 5 (1.60× as fast) |" in text
+    assert "| peak extra memory of one call, MB | pyar | JAX lax.scan |" in text
+    assert "| NADE sample, K=2, B=100 | 12 | missing |" in text
     assert "`import pyar` takes 1.8 s" in text
-    assert "pyar was the fastest in all 5 cases" in report.render({"sweep": full_documents()["sweep"]})
+    assert "`pip install .` takes 61 s" in text
+
+
+def test_report_names_the_plots_that_are_drawn(tmp_path):
+    documents = full_documents()
+    for chosen in ({}, {"nade", "lstm"}, {"sweep"}, {"nade", "lstm", "sweep"}):
+        kept = {job: documents[job] for job in chosen}
+        drawn = {path.name for path in plots.draw_plots(kept, tmp_path)}
+        assert set(PICTURES.findall(report.render(kept))) == {f"{report.PLOTS}/{name}" for name in drawn}
 
 
 def test_report_replaces_only_its_section(tmp_path):
@@ -307,19 +332,42 @@ def test_report_replaces_only_its_section(tmp_path):
 
 
 def test_plots_are_drawn(tmp_path):
-    drawn = plots.draw_plots(full_documents(), tmp_path)
+    documents = full_documents()
+    drawn = plots.draw_plots(documents, tmp_path)
     assert {path.name for path in drawn} == {"speed.png", "floor.png", "growth.png"}
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+    for path in drawn:
+        with Image.open(path) as image:
+            assert image.text["Results"] == report.digest(documents)
 
 
-def test_readme_has_the_tables_of_the_stored_results():
-    page = (COMMITTED.parent.parent / "README.md").read_text()
+def test_speed_plot_does_not_join_times_of_different_machines():
+    documents = full_documents()
+    sampling = ("nade", "sample", 2, 500)
+    panel = series.speed_panels(documents)[sampling]
+    # The table's figure at B = 100, for it has more repetitions; the sweep's at others.
+    assert series.times(panel, "B")["pyar"] == [(1, 0.1), (10, 1.0), (100, 4.0), (1000, 100.0)]
+    assert series.times(panel, "B")["JAX lax.scan"] == [(100, 37.04)]
+    documents["sweep"]["environment"]["processor"] = "another"
+    panel = series.speed_panels(documents)[sampling]
+    assert series.times(panel, "B")["pyar"] == [(1, 0.1), (10, 1.0), (100, 10.0), (1000, 100.0)]
+
+
+def test_readme_has_the_tables_and_plots_of_the_stored_results():
+    root = COMMITTED.parent.parent
+    page = (root / "README.md").read_text()
+    section = page.partition(report.BEGIN)[2].partition(report.END)[0]
     if not any(COMMITTED.glob("*.json")):
-        assert not page.partition(report.BEGIN)[2].partition(report.END)[0].strip(), "figures without stored results"
+        assert not section.strip(), "figures without stored results"
         return
-    assert report.insert(page, report.render(report.read_results(COMMITTED))) == page, (
-        "README.md differs from the stored results: python -m benchmarks report --write README.md"
-    )
+    documents = report.read_results(COMMITTED)
+    remedy = "python -m benchmarks report --write README.md --plots docs/benchmarks"
+    assert f"\n{remedy}\n" in page
+    assert report.insert(page, report.render(documents)) == page, f"README.md differs from the stored results: {remedy}"
+    pictures = PICTURES.findall(section)
+    assert pictures
+    for picture in pictures:
+        with Image.open(root / picture) as image:
+            assert image.text["Results"] == report.digest(documents), f"{picture} shows other results: {remedy}"
 
 
 def test_guard_fails_on_more_instructions_only(capsys):
