@@ -1,11 +1,9 @@
 // PixelLSTM's sampling on the CPU: checks, memory, threads. The loops are in lstm_kernel.cpp.
-#include <atomic>
-#include <chrono>
 #include <optional>
-#include <thread>
 #include <tuple>
 
 #include "lstm_host.h"
+#include "team_host.h"
 
 namespace pyar::cpu {
 
@@ -16,7 +14,7 @@ struct Slice {
   Buffer<float> h, c, logits;
   Slice(const PackedLstm& lstm, int64_t count)
       : h(2 * lstm.model.layers * count * lstm.model.stride),
-        c(lstm.model.layers * count * lstm.model.stride),
+        c(2 * lstm.model.layers * count * lstm.model.stride),
         logits(count * (lstm.model.states + lstm.kernels.width)) {
     h.zero();
     c.zero();
@@ -26,30 +24,6 @@ struct Slice {
 
 // Up to so many samples a thread, the threads share the hidden units of all samples rather than the samples.
 constexpr int64_t kTeamSamples = 8;
-
-// Runs member(team, rank) on as many of `wanted` threads as have come together after a moment. Which threads
-// parallel_for really has free, and whether it runs its ranges at once or one after the other, is not known beforehand;
-// so nobody waits for a member that has not arrived, and one that comes too late has nothing to do.
-template <class Member>
-void run_team(int64_t wanted, const Member& member) {
-  constexpr int64_t kClosed = int64_t{1} << 32;
-  std::atomic<int64_t> arrivals{0};
-  std::atomic<bool> ready{false};  // team.size has been written: arrivals close a moment before that
-  Team team{};
-  torch::stable::parallel_for(0, wanted, 1, [&](int64_t begin, int64_t end) {
-    const int64_t arrival = arrivals.fetch_add(1);
-    if (arrival >= kClosed) return;
-    if (arrival == 0) {
-      const int64_t expected = end - begin == wanted ? 1 : wanted;
-      const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(1);
-      while (arrivals.load() < expected && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
-      team.size = static_cast<int>(arrivals.fetch_add(kClosed));
-      ready.store(true);
-    }
-    while (!ready.load()) std::this_thread::yield();
-    member(&team, static_cast<int>(arrival));
-  });
-}
 
 std::tuple<Tensor, Tensor> sample(const std::vector<Tensor>& weights, const Tensor& head_weight,
                                   const Tensor& head_bias, const Tensor& seed, int64_t num_samples, int64_t first_index,
@@ -93,11 +67,12 @@ std::tuple<Tensor, Tensor> sample(const std::vector<Tensor>& weights, const Tens
   const int64_t members = std::min(threads, lstm.model.blocks);
   if (num_samples == 0) return {x, log_prob};
   if (members > 1 && num_samples <= kTeamSamples * threads && num_samples <= kSliceSamples) {
-    const Slice slice(lstm, num_samples);
+    const Slice slice(lstm, num_samples), alone(lstm, num_samples);
+    const LstmWorkspace spare = alone.workspace();
     std::vector<Scratch> scratch;  // all of it now: a member that failed to allocate would leave the others waiting
     for (int64_t member = 0; member < members; ++member) scratch.emplace_back(lstm, num_samples);
-    run_team(members, [&](Team* team, int rank) {
-      lstm.kernels.sample(arguments, 0, num_samples, slice.workspace(), scratch[rank].scratch(), team, rank);
+    run_team(members, 4 * lstm.model.layers * 8 * lstm.model.hidden * lstm.model.hidden, [&](Team* team, int rank) {
+      lstm.kernels.sample(arguments, 0, num_samples, slice.workspace(), &spare, scratch[rank].scratch(), team, rank);
     });
   } else {
     const int64_t samples = slice_samples(num_samples, threads), slices = (num_samples + samples - 1) / samples;
@@ -106,7 +81,7 @@ std::tuple<Tensor, Tensor> sample(const std::vector<Tensor>& weights, const Tens
         const int64_t first = index * samples, count = std::min(samples, num_samples - first);
         const Slice slice(lstm, count);
         const Scratch scratch(lstm, count);
-        lstm.kernels.sample(arguments, first, count, slice.workspace(), scratch.scratch(), nullptr, 0);
+        lstm.kernels.sample(arguments, first, count, slice.workspace(), nullptr, scratch.scratch(), nullptr, 0);
       }
     });
   }

@@ -1,6 +1,4 @@
 // PixelLSTM's packing and sampling, for one instruction-set level. What they compute is in pyar/reference/lstm.py.
-#include <sched.h>
-
 #include "common/draw.h"
 #include "common/philox.h"
 #include "lstm_step.h"
@@ -84,59 +82,57 @@ void pack_head(const float* weight, const float* bias, int64_t hidden, int num_s
   }
 }
 
-// ---- a team of threads ----
-
-// Returns once every member has called it as often as this one has; *meetings counts the calls.
-PYAR_INLINE void meet(Team* team, int64_t* meetings) {
-  if (team == nullptr) return;
-  const int64_t all = ++*meetings * team->size;
-  __atomic_add_fetch(&team->arrived, 1, __ATOMIC_ACQ_REL);
-  for (int spins = 0; __atomic_load_n(&team->arrived, __ATOMIC_ACQUIRE) < all; ++spins) {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-    if (spins > 2000) sched_yield();  // more threads than processors: the one that is awaited may not be running
-  }
-}
-
 // ---- sampling ----
 
 // Where a team is to share the head's work too, rather than have every member do all of it.
 constexpr int64_t kSharedHeadVectors = 5;
 
 template <class Weight>
-void sample_as(const LstmSample& arguments, int64_t first_sample, int64_t count, const LstmWorkspace& workspace,
-               const LstmScratch& scratch, Team* team, int rank) {
+void sample_as(const LstmSample& arguments, int64_t first_sample, int64_t count, LstmWorkspace workspace,
+               const LstmWorkspace* spare, const LstmScratch& scratch, Team* team, int rank) {
   const LstmModel& model = *arguments.model;
   const int64_t size = team != nullptr ? team->size : 1, vectors = head_vectors(model);
-  const int64_t first = rank * model.blocks / size, last = (rank + 1) * model.blocks / size;
-  const bool share_head = team != nullptr && vectors >= kSharedHeadVectors;
+  int64_t first = rank * model.blocks / size, last = (rank + 1) * model.blocks / size;
   const int64_t state_floats = count * model.stride;
   int64_t meetings = 0;
+  // Whether this member goes on. If it goes on alone, it does again what was to be shared last, in memory of its own,
+  // since the others may still be writing; and it has rank 0, which writes the results.
+  const auto meet_others = [&](bool* again) {
+    const Meeting meeting = meet(team, &meetings);
+    *again = meeting == Meeting::alone;
+    if (!*again) return meeting == Meeting::together;
+    memcpy(spare->h, workspace.h, 2 * model.layers * state_floats * sizeof(float));
+    memcpy(spare->c, workspace.c, 2 * model.layers * state_floats * sizeof(float));
+    workspace = *spare;
+    team = nullptr, rank = 0, first = 0, last = model.blocks;
+    return true;
+  };
+  const bool halves = team != nullptr;
   Conditional conditional;
   for (int64_t s = 0; s < count; ++s) {
     scratch.state[s] = model.states;  // the table's row for the zero input of step 0
     scratch.log_prob[s] = 0.0;
   }
   for (int64_t d = 0; d < arguments.num_dims; ++d) {
-    const float* h_below = nullptr;
-    for (int layer = 0; layer < model.layers; ++layer) {
+    bool again = false;
+    for (int layer = 0; layer < model.layers; layer += again ? 0 : 1) {
       float* h = workspace.h + 2 * layer * state_floats;
-      float* h_after = h + ((d + 1) & 1) * state_floats;
+      float* c = workspace.c + 2 * layer * state_floats;
+      const int64_t before = (d & 1) * state_floats, after = ((d + 1) & 1) * state_floats;
       const LayerStep step = {model.layer[layer].table,
                               layer == 0 ? scratch.state : nullptr,
-                              h_below,
-                              h + (d & 1) * state_floats,
-                              h_after,
-                              workspace.c + layer * state_floats,
-                              workspace.c + layer * state_floats,
+                              layer == 0 ? nullptr : h - 2 * state_floats + after,
+                              h + before,
+                              h + after,
+                              c + (halves ? before : 0),
+                              c + (halves ? after : 0),
                               nullptr,
                               0,
                               scratch.sums};
       advance_layer<Weight>(model, model.layer[layer], step, count, first, last);
-      h_below = h_after;
-      meet(team, &meetings);
+      if (!meet_others(&again)) return;
     }
+    const float* top = workspace.h + (2 * (model.layers - 1) + ((d + 1) & 1)) * state_floats;
     if (d < arguments.num_given) {
       for (int64_t s = 0; s < count; ++s) {
         const int state = arguments.given[(first_sample + s) * arguments.num_given + d];
@@ -145,13 +141,13 @@ void sample_as(const LstmSample& arguments, int64_t first_sample, int64_t count,
       }
       continue;
     }
-    float* logits = share_head ? workspace.logits : scratch.logits;
-    if (share_head) {
-      head_logits(model, h_below, logits, count, rank * vectors / size, (rank + 1) * vectors / size);
-      meet(team, &meetings);
-    } else {
-      head_logits(model, h_below, logits, count, 0, vectors);
+    const bool shares_head = team != nullptr && vectors >= kSharedHeadVectors;
+    if (shares_head) {
+      head_logits(model, top, workspace.logits, count, rank * vectors / size, (rank + 1) * vectors / size);
+      if (!meet_others(&again)) return;
     }
+    const float* logits = shares_head && !again ? workspace.logits : scratch.logits;
+    if (logits == scratch.logits) head_logits(model, top, scratch.logits, count, 0, vectors);
     for (int64_t s = 0; s < count; ++s) {
       float* uniforms = scratch.uniforms + 4 * s;
       if ((d & 3) == 0 || d == arguments.num_given) {
@@ -176,12 +172,12 @@ void sample_as(const LstmSample& arguments, int64_t first_sample, int64_t count,
     for (int64_t s = 0; s < count; ++s) arguments.log_prob[first_sample + s] = static_cast<float>(scratch.log_prob[s]);
 }
 
-void sample(const LstmSample& arguments, int64_t first, int64_t count, const LstmWorkspace& workspace,
-            const LstmScratch& scratch, Team* team, int rank) {
+void sample(const LstmSample& arguments, int64_t first, int64_t count, LstmWorkspace workspace,
+            const LstmWorkspace* spare, const LstmScratch& scratch, Team* team, int rank) {
   if (arguments.model->bfloat16)
-    sample_as<Bfloat16>(arguments, first, count, workspace, scratch, team, rank);
+    sample_as<Bfloat16>(arguments, first, count, workspace, spare, scratch, team, rank);
   else
-    sample_as<float>(arguments, first, count, workspace, scratch, team, rank);
+    sample_as<float>(arguments, first, count, workspace, spare, scratch, team, rank);
 }
 
 }  // namespace

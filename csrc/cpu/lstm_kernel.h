@@ -6,6 +6,8 @@
 
 #include <stdint.h>
 
+#include "team.h"
+
 namespace pyar::cpu {
 
 constexpr int kMaxLayers = 4;
@@ -40,12 +42,6 @@ struct LstmModel {
   const float* head_bias;  // [⌈K/W⌉·W], −∞ behind the K states
 };
 
-// Where a team of threads meets; zeroed before use.
-struct Team {
-  alignas(64) int64_t arrived;
-  alignas(64) int size;
-};
-
 // One layer's parameters as torch.nn.LSTM stores them; `inputs` is I.
 struct LstmParameters {
   const float* weight_ih;  // [4·H, I]
@@ -71,7 +67,7 @@ struct LstmSample {
 // Memory of one slice of `count` samples, floats, for all members of a team; h and c zeroed before use.
 struct LstmWorkspace {
   float* h;       // [layers][2][count][stride], the two halves written in turn
-  float* c;       // [layers][count][stride]
+  float* c;       // [layers][2][count][stride], likewise where there is a team; else the first half alone
   float* logits;  // [count][⌈K/W⌉·W], where a team shares the head
 };
 
@@ -148,9 +144,10 @@ struct LstmKernels {
                void* below, void* recurrent, int64_t first_block, int64_t last_block);
   void (*pack_head)(const float* weight, const float* bias, int64_t hidden, int num_states, float* head,
                     float* head_bias);
-  // Draws samples first … first + count − 1 of the call, as one of the team's members (team null: alone).
-  void (*sample)(const LstmSample& arguments, int64_t first, int64_t count, const LstmWorkspace& workspace,
-                 const LstmScratch& scratch, Team* team, int rank);
+  // Draws samples first … first + count − 1 of the call, as one of the team's members (team null: alone). `spare` is
+  // for a member that goes on alone; null without a team.
+  void (*sample)(const LstmSample& arguments, int64_t first, int64_t count, LstmWorkspace workspace,
+                 const LstmWorkspace* spare, const LstmScratch& scratch, Team* team, int rank);
 };
 
 struct LstmGradientKernels {

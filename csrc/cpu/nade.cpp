@@ -19,6 +19,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/nade_kernel.h"
+#include "cpu/team_host.h"
 
 namespace pyar::cpu {
 namespace {
@@ -136,6 +137,9 @@ struct Scratch {
   ~Scratch() { std::free(data); }
   Scratch(const Scratch&) = delete;
 };
+
+// Output weights a dimension from which on it pays that threads share a lone sample's.
+constexpr int64_t kWorthATeam = 1 << 15;
 
 void forward(const Model& model, const Tensor& x, int64_t B, float* log_prob, float* logits) {
   const NadeForward f{model.view, bytes(x), log_prob, logits};
@@ -335,10 +339,23 @@ std::tuple<Tensor, Tensor> nade_sample(Tensor W, Tensor c, Tensor V, Tensor b, s
   const auto run = PYAR_FOR_THIS_CPU(nade_sample);
   const int64_t size = PYAR_FOR_THIS_CPU(nade_sample_scratch)(model.view);
   std::atomic<bool> good{true};
-  in_parallel(num_samples, model.view.D * model.view.P * model.view.H, [&](int64_t begin, int64_t end) {
-    const Scratch scratch(size);
-    if (!run(q, begin, end, scratch.data)) good = false;
-  });
+  const int64_t threads = torch::stable::get_num_threads();
+  if (num_samples > 0 && 2 * num_samples <= threads && model.view.P * model.view.F >= kWorthATeam) {
+    const Scratch logits(2 * model.view.P * kMostAhead);
+    const Scratch scratch(threads * padded(size));  // now: a member that failed to allocate would leave others waiting
+    for (int64_t index = 0; index < num_samples; ++index) {
+      run_team(threads, 4 * model.view.P * model.view.F, [&](Team* team, int rank) {
+        if (!PYAR_FOR_THIS_CPU(nade_sample_alone)(q, index, logits.data, scratch.data + rank * padded(size), team,
+                                                  rank))
+          good = false;
+      });
+    }
+  } else {
+    in_parallel(num_samples, model.view.D * model.view.P * model.view.H, [&](int64_t begin, int64_t end) {
+      const Scratch scratch(size);
+      if (!run(q, begin, end, scratch.data)) good = false;
+    });
+  }
   STD_TORCH_CHECK(good, "a conditional of the model is no distribution: its logits are NaN or infinite");
   return {x, log_prob};
 }

@@ -6,6 +6,8 @@
 
 #include <stdint.h>
 
+#include "cpu/team.h"
+
 namespace pyar::cpu {
 
 constexpr int64_t kPadding = 16;               // floats: a cache line, and the widest vector
@@ -13,6 +15,7 @@ constexpr int64_t kTile = 64;                  // samples that a thread carries 
 constexpr int64_t kUnits = 8;                  // parts into which the samples of a gradient's sub-batch are divided
 constexpr int64_t kUnit = 16;                  // samples in a unit, at most
 constexpr int64_t kSubBatch = kUnits * kUnit;  // samples whose gradients are computed together, at any thread count
+constexpr int64_t kMostAhead = 16;             // dimensions that a lone sample looks ahead, at most
 constexpr int64_t kGroupFloats = 8192;         // of output weights, so that they stay in the first-level cache
 
 // One added layer: f ← max(0, weight f + bias).
@@ -86,19 +89,20 @@ inline __attribute__((always_inline)) int64_t row_stride(int64_t count) { return
 
 // Every function takes a range of samples (or units, dimensions, rows) and a work space of its own; the _scratch
 // functions tell its size in floats.
-#define PYAR_NADE_KERNELS                                                                                  \
-  int64_t nade_forward_scratch(const NadeParameters&);                                                     \
-  void nade_forward(const NadeForward&, int64_t begin, int64_t end, float* scratch);                       \
-  void nade_checkpoints(const NadeBackward&, int64_t begin, int64_t end);                                  \
-  int64_t nade_backward_scratch(const NadeBackward&);                                                      \
-  void nade_backward_samples(const NadeBackward&, int64_t d0, int64_t begin, int64_t end, float* scratch); \
-  void nade_backward_dimensions(const NadeBackward&, int64_t d0, int64_t begin, int64_t end);              \
-  int64_t nade_layer_scratch(const NadeBackward&);                                                         \
-  void nade_backward_layer(const NadeBackward&, int64_t d0, int64_t layer, int64_t begin, int64_t end,     \
-                           float* scratch);                                                                \
-  void nade_backward_end(const NadeBackward&);                                                             \
-  int64_t nade_sample_scratch(const NadeParameters&);                                                      \
-  /* Returns false if a conditional was not a distribution. */                                             \
+#define PYAR_NADE_KERNELS                                                                                   \
+  int64_t nade_forward_scratch(const NadeParameters&);                                                      \
+  void nade_forward(const NadeForward&, int64_t begin, int64_t end, float* scratch);                        \
+  void nade_checkpoints(const NadeBackward&, int64_t begin, int64_t end);                                   \
+  int64_t nade_backward_scratch(const NadeBackward&);                                                       \
+  void nade_backward_samples(const NadeBackward&, int64_t d0, int64_t begin, int64_t end, float* scratch);  \
+  void nade_backward_dimensions(const NadeBackward&, int64_t d0, int64_t begin, int64_t end);               \
+  int64_t nade_layer_scratch(const NadeBackward&);                                                          \
+  void nade_backward_layer(const NadeBackward&, int64_t d0, int64_t layer, int64_t begin, int64_t end,      \
+                           float* scratch);                                                                 \
+  void nade_backward_end(const NadeBackward&);                                                              \
+  int64_t nade_sample_scratch(const NadeParameters&);                                                       \
+  /* Both return false if a conditional was not a distribution. */                                          \
+  bool nade_sample_alone(const NadeSample&, int64_t index, float* logits, float* scratch, Team*, int rank); \
   bool nade_sample(const NadeSample&, int64_t begin, int64_t end, float* scratch);
 
 namespace baseline {

@@ -9,19 +9,24 @@
 
 namespace pyar::cpu::PYAR_LEVEL {
 
-// out[r·out_stride] = Σ_j rows[r·stride + j] x[j] for r < kRows, j < n.
+// out[r·out_stride] = Σ_j rows[r·stride + j] x[j] for r < kRows, j < n. With kPrefetch, memory is asked for the row
+// that lies `ahead` floats behind each.
 //   x     [n]
 //   rows  [kRows, n]
 //   out   [kRows]
-template <int kRows>
-PYAR_INLINE void dot_rows(const float* x, const float* rows, int64_t stride, int64_t n, float* out,
-                          int64_t out_stride) {
+template <int kRows, bool kPrefetch>
+PYAR_INLINE void dot_rows(const float* x, const float* rows, int64_t stride, int64_t n, float* out, int64_t out_stride,
+                          int64_t ahead) {
   Vector sum[kRows] = {};
   int64_t j = 0;
   for (; j + kWidth <= n; j += kWidth) {
     const Vector v = load(x + j);
 #pragma GCC unroll 12
-    for (int r = 0; r < kRows; ++r) sum[r] = fused_multiply_add(load(rows + r * stride + j), v, sum[r]);
+    for (int r = 0; r < kRows; ++r) {
+      const float* row = rows + r * stride + j;
+      sum[r] = fused_multiply_add(load(row), v, sum[r]);
+      if (kPrefetch && j % kPadding == 0) __builtin_prefetch(row + ahead, 0, 3);
+    }
   }
   if (j < n) {
     const int rest = static_cast<int>(n - j);
@@ -37,14 +42,15 @@ PYAR_INLINE void dot_rows(const float* x, const float* rows, int64_t stride, int
 //   x     [n]
 //   rows  [count, n]
 //   out   [count]
+template <bool kPrefetch = false>
 inline void dots(const float* x, const float* rows, int64_t stride, int64_t count, int64_t n, float* out,
-                 int64_t out_stride) {
+                 int64_t out_stride, int64_t ahead = 0) {
   for (; count > 12; count -= 8, rows += 8 * stride, out += 8 * out_stride)
-    dot_rows<8>(x, rows, stride, n, out, out_stride);
+    dot_rows<8, kPrefetch>(x, rows, stride, n, out, out_stride, ahead);
   switch (count) {
 #define PYAR_CASE(c) \
   case c:            \
-    return dot_rows<c>(x, rows, stride, n, out, out_stride)
+    return dot_rows<c, kPrefetch>(x, rows, stride, n, out, out_stride, ahead)
     PYAR_CASE(1);
     PYAR_CASE(2);
     PYAR_CASE(3);

@@ -9,8 +9,16 @@
 namespace pyar::cpu::PYAR_LEVEL {
 namespace {
 
+// Dimensions that a lone sample looks ahead, at least, if each has one output row: as fast as one alone. And the floats
+// of all rows looked at, at most.
+constexpr int64_t kFewestAhead = 4;
+constexpr int64_t kAheadFloats = 40960;
+
+constexpr int64_t kPhiloxLanes = 16;
+constexpr int64_t kPhiloxDims = 4 * kPhiloxLanes;
+
 struct SampleSpace {
-  float *activation, *hidden, *features[2], *logits, *weights, *packed, *terms;
+  float *activation, *hidden, *features[2], *logits, *weights, *packed, *terms, *uniforms;
   uint32_t* words;
   int32_t* states;
   const float** in;
@@ -28,6 +36,7 @@ struct SampleSpace {
     weights = cut.floats(m.P * kTile);
     packed = cut.floats(packed_floats(m));
     terms = cut.floats(kTile);
+    uniforms = cut.floats(padded(m.D + kPhiloxDims));
     words = cut.array<uint32_t>(4 * kTile);
     states = cut.array<int32_t>(kTile);
     in = cut.array<const float*>(kTile);
@@ -38,12 +47,22 @@ struct SampleSpace {
 
 // The words of philox_block(seed, first + i, dimension) for i < n: word w of i goes to words[w·kTile + i].
 void philox_lanes(uint64_t seed, uint64_t first, int64_t n, uint32_t dimension, uint32_t* words) {
-  constexpr int kLanes = 16;
-  for (int64_t start = 0; start < n; start += kLanes) {
-    PhiloxBlock block[kLanes];
-    for (int i = 0; i < kLanes; ++i) block[i] = philox_block(seed, first + static_cast<uint64_t>(start + i), dimension);
-    for (int i = 0; i < kLanes; ++i)
+  for (int64_t start = 0; start < n; start += kPhiloxLanes) {
+    PhiloxBlock block[kPhiloxLanes];
+    for (int i = 0; i < kPhiloxLanes; ++i)
+      block[i] = philox_block(seed, first + static_cast<uint64_t>(start + i), dimension);
+    for (int i = 0; i < kPhiloxLanes; ++i)
       for (int w = 0; w < 4; ++w) words[w * kTile + start + i] = block[i].word[w];
+  }
+}
+
+// uniforms[d] = the uniform of (seed, sample, d) for begin ≤ d < end, and of some dimensions around.
+void philox_dimensions(uint64_t seed, uint64_t sample, int64_t begin, int64_t end, float* uniforms) {
+  for (int64_t d = begin / 4 * 4; d < end; d += kPhiloxDims) {
+    PhiloxBlock block[kPhiloxLanes];
+    for (int i = 0; i < kPhiloxLanes; ++i) block[i] = philox_block(seed, sample, static_cast<uint32_t>(d + 4 * i));
+    for (int i = 0; i < kPhiloxLanes; ++i)
+      for (int w = 0; w < 4; ++w) uniforms[d + 4 * i + w] = uniform_from_word(block[i].word[w]);
   }
 }
 
@@ -94,6 +113,17 @@ PYAR_INLINE IntVector draw_states(const float* l, float* weights, int64_t stride
   return (state & valid) | ~valid;
 }
 
+// The features of one sample: what the added layers make of its hidden units, or these themselves.
+const float* lone_features(const NadeParameters& m, const SampleSpace& s) {
+  const float* features = s.hidden;
+  for (int64_t l = 0; l < m.num_layers; ++l) {
+    float* target = s.features[l % 2];
+    layer_forward(m.layers[l], &features, &target, 1, s.packed);
+    features = target;
+  }
+  return features;
+}
+
 // x_id ~ p(x_d | x_i,<d) for d = num_given … D − 1 and log_prob_i = Σ_d log p(x_id | x_i,<d), for samples first + [0,
 // n). Returns false if a conditional was not a distribution.
 bool sample_tile(const NadeSample& q, int64_t first, int64_t n, float* scratch) {
@@ -124,6 +154,7 @@ bool sample_tile(const NadeSample& q, int64_t first, int64_t n, float* scratch) 
       float* target = s.features[l % 2];
       int64_t rows = 0;
       for (int64_t i = 0; i < n; ++i) {
+        if (d > G && q.x[(first + i) * D + d - 1] == 0) continue;  // nothing has changed
         s.in[rows] = features + i * stride;
         s.out[rows] = target + i * next;
         ++rows;
@@ -166,9 +197,88 @@ bool sample_tile(const NadeSample& q, int64_t first, int64_t n, float* scratch) 
 
 int64_t nade_sample_scratch(const NadeParameters& model) { return SampleSpace(model, nullptr).size; }
 
+// sample_tile() for one sample. It would wait for every dimension in turn, so the logits of some dimensions ahead are
+// computed from the hidden units as they are. They hold as long as state 0 is drawn; what is behind another state is
+// thrown away. After that few are looked at, and twice as many each time that all of them were zeros.
+//   logits  [2, P, kMostAhead], used in turn; the members of a team compute some rows each and do the rest alike
+bool nade_sample_alone(const NadeSample& q, int64_t index, float* logits, float* scratch, Team* team, int rank) {
+  const NadeParameters& m = q.model;
+  const SampleSpace s(m, scratch);
+  const int64_t P = m.P, F = m.F, D = m.D, G = q.num_given;
+  const int64_t size = team != nullptr ? team->size : 1;
+  int64_t first = rank * P / size, last = (rank + 1) * P / size;
+  const int64_t fitting = kAheadFloats / (P * F);
+  const int64_t most = fitting < 1 ? 1 : fitting < kMostAhead ? fitting : kMostAhead;
+  const int64_t fewest = P > 1 ? 1 : most < kFewestAhead ? most : kFewestAhead;
+  uint8_t* x = q.x + index * D;
+  start_activation(m, s.activation);
+  for (int64_t d = 0; d < G; ++d) {
+    const uint8_t state = q.given[index * G + d];
+    if (rank == 0) x[d] = state;
+    if (state != 0) add_input(m, d, state, s.activation, nullptr);
+  }
+  update_hidden(s.activation, nullptr, 0.0f, s.hidden, m.H);
+  for (int64_t k = first; k < last; ++k)  // the lanes without a dimension are numbers too
+    for (int64_t turn = 0; turn < 2; ++turn)
+      memset(logits + (turn * P + k) * kMostAhead, 0, kMostAhead * sizeof(float));
+  philox_dimensions(q.seed, q.first_index + static_cast<uint64_t>(index), G, D, s.uniforms);
+  const float* features = lone_features(m, s);
+  double total = 0.0;
+  int64_t ahead = fewest, meetings = 0;
+  for (int64_t d = G; d < D;) {
+    const int64_t n = ahead < D - d ? ahead : D - d;
+    float* l = logits + meetings % 2 * P * kMostAhead;
+    if (P == 1) {
+      dots(features, m.V + d * F, F, n, F, l, 1);
+    } else {
+      for (int64_t i = 0; i < n; ++i)
+        dots<true>(features, m.V + ((d + i) * P + first) * F, F, last - first, F, l + first * kMostAhead + i,
+                   kMostAhead, P * F);
+    }
+    for (int64_t k = first; k < last; ++k) {
+      float* row = l + k * kMostAhead;
+      for (int64_t i = 0; i < n; ++i) row[i] = (row[i] + m.b[(d + i) * P + k]) / q.temperature;
+    }
+    const Meeting meeting = meet(team, &meetings);
+    if (meeting == Meeting::over) return true;
+    if (meeting == Meeting::alone) {
+      // Everything but the others' logits is here.
+      team = nullptr, rank = 0, first = 0, last = P;
+      logits = s.logits;
+      memset(logits, 0, 2 * P * kMostAhead * sizeof(float));
+      continue;
+    }
+    for (int64_t i = 0; i < n; i += kWidth) {
+      Vector term;
+      store_int(s.states + i, draw_states(l + i, s.weights + i, kMostAhead, P, load(s.uniforms + d + i), &term));
+      store(s.terms + i, term);
+    }
+    int state = 0;
+    for (int64_t i = 0; i < n && state == 0; ++i, ++d) {
+      state = s.states[i];
+      if (state == kNoState) return false;
+      total += static_cast<double>(s.terms[i]);
+      if (rank == 0) x[d] = static_cast<uint8_t>(state);
+    }
+    if (state == 0) {
+      ahead = 2 * ahead < most ? 2 * ahead : most;
+    } else if (d < D) {
+      add_input(m, d - 1, state, s.activation, s.hidden);
+      features = lone_features(m, s);
+      ahead = fewest;
+    }
+  }
+  if (rank == 0) q.log_prob[index] = static_cast<float>(total);
+  return true;
+}
+
 bool nade_sample(const NadeSample& q, int64_t begin, int64_t end, float* scratch) {
   bool good = true;
-  for_tiles(begin, end, [&](int64_t first, int64_t n) { good = sample_tile(q, first, n, scratch) && good; });
+  for_tiles(begin, end, [&](int64_t first, int64_t n) {
+    good = (n == 1 ? nade_sample_alone(q, first, SampleSpace(q.model, scratch).logits, scratch, nullptr, 0)
+                   : sample_tile(q, first, n, scratch)) &&
+           good;
+  });
   return good;
 }
 
