@@ -55,7 +55,8 @@ std::tuple<Tensor, Tensor> sample(const std::vector<Tensor>& weights, const Tens
                                   const Tensor& head_bias, const Tensor& seed, int64_t num_samples, int64_t first_index,
                                   int64_t num_dims, double temperature, const std::optional<Tensor>& given,
                                   bool bfloat16) {
-  const PackedLstm lstm(weights, head_weight, head_bias, bfloat16);
+  const std::shared_ptr<const PackedLstm> packed = cached_lstm({weights, head_weight, head_bias}, bfloat16);
+  const PackedLstm& lstm = *packed;
   STD_TORCH_CHECK(seed.scalar_type() == ScalarType::Long && seed.numel() == 1 && seed.is_cpu(),
                   "seed must be one int64 on the CPU");
   STD_TORCH_CHECK(num_samples >= 0 && first_index >= 0 && num_dims >= 1,
