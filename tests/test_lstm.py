@@ -371,6 +371,21 @@ def test_bfloat16_weights_are_the_rounded_weights() -> None:
     assert 0 < difference.max() < 0.02 * lstm_log_prob(x, *p).abs().max()
 
 
+def test_gradients_pass_straight_through_the_rounding() -> None:
+    """To the bit those at the rounded weights; matrices read once, biases and the head are not rounded."""
+    p, x = parameters(5, 12, 2), random_states(9, 7, 5)
+    q = leaves(p)
+    grads = gradients(lstm_log_prob(x, round_weights(q[0], torch.bfloat16), *q[1:]).sum(), q)
+    rounded = leaves((round_weights(p[0], torch.bfloat16), *p[1:]))
+    for one, two in zip(grads, gradients(lstm_log_prob(x, *rounded).sum(), rounded), strict=True):
+        assert torch.equal(one, two)
+    changed = [not torch.equal(one, two) for one, two in zip(rounded[0], p[0], strict=True)]
+    assert changed == [False, True, False, False, True, True, False, False]
+    for one, two in zip(rounded[0], p[0], strict=True):
+        assert ((one - two).abs() <= 2**-8 * two.abs()).all()
+    assert all(one is two for one, two in zip(round_weights(p[0], torch.float32), p[0], strict=True))
+
+
 @pytest.mark.each_level
 @pytest.mark.parametrize("N", [2, 40])
 def test_extreme_weights(N: int) -> None:
