@@ -259,7 +259,7 @@ CHANGES = {
 def test_no_change_of_the_parameters_goes_unnoticed(change: str, H: int, threads: int, restore_threads: None) -> None:
     """One number at a time, in every parameter: kept packed parameters are used for exactly those they were made of."""
     torch.set_num_threads(threads)
-    p, N, D = parameters(3, H, 2, seed=1), 20, 8
+    p, N, D = parameters(3, H, 2, seed=1), 20, 4
     x = sample(p, N, D)[0]
     for i, w in enumerate([*p[0], *p[1:]]):
         for position in (0, w.numel() // 2 + 1, w.numel() - 1):
