@@ -36,12 +36,13 @@ class PixelLSTM(AutoregressiveModel):
         order: a permutation of 0 … D−1, the dimension visited at each step; None for 0 … D−1.
 
     weight_dtype="bfloat16" is another distribution, as exact as the first: log_prob, logits, sample and complete all
-    use the rounded weights, so that Σ p = 1 and the log-probability that comes with a sample is its log_prob. On the
-    CPU sampling stores these weights in 16 bits, which halves what every step reads; it is faster where reading takes
-    the time (few samples, large H) and no faster where arithmetic, all of it in float32, does. The price is a relative
-    error of up to 2⁻⁸ in each weight; what it does to the NLL, `pyar evaluate RUN --weight-dtype bfloat16` says. The
-    parameters stay float32, and gradients with respect to the rounded weights are handed to them as they are
-    (straight-through), so that a model can be trained as it will be used. The attribute can be set at any time.
+    use the rounded weights, so that Σ p = 1 and the log-probability that comes with a sample is its log_prob. What it
+    gains: sampling on the CPU stores these weights in 16 bits and so reads half as much in every step. That is faster
+    for few samples of models too large for the processor's caches (H ≥ 512 or so); for small models and large batches
+    it is not, and may be slower, since all arithmetic stays float32. What it costs: a relative error of up to 2⁻⁸ in
+    each weight, whose effect on the NLL `pyar evaluate RUN --weight-dtype bfloat16` measures. The parameters stay
+    float32, and gradients with respect to the rounded weights are handed to them as they are (straight-through), so
+    that a model can be trained as it will be used. The attribute can be set at any time.
 
     torch.compile traces no module that holds a torch.nn.LSTM unless torch._dynamo.config.allow_rnn is True.
 
