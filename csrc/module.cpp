@@ -16,6 +16,7 @@
 #include "common/draw.h"
 #include "common/philox.h"
 #include "cpu/dispatch.h"
+#include "cpu/lstm_cache.h"
 #include "cpu/peak_kernel.h"
 
 #ifndef PYAR_CUDA_ARCHS
@@ -42,6 +43,16 @@ py::dict build_facts() {
   facts["cpu_levels_supported"] = supported;
   facts["cpu_level"] = pyar::cpu::level_name(pyar::cpu::level());
   facts["cuda_archs"] = PYAR_CUDA_ARCHS;
+  return facts;
+}
+
+py::dict lstm_cache_facts() {
+  const pyar::cpu::LstmCacheFacts cache = pyar::cpu::lstm_cache_facts();
+  py::dict facts;
+  facts["models"] = cache.models;
+  facts["bytes"] = cache.bytes;
+  facts["hits"] = cache.hits;
+  facts["misses"] = cache.misses;
   return facts;
 }
 
@@ -106,6 +117,9 @@ py::tuple draw(std::vector<float> weights, float u) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Build facts and random numbers of pyar's native kernels.";
   m.def("build_facts", &build_facts, "What this extension was built for and what is in use.");
+  m.def("lstm_cache_facts", &lstm_cache_facts,
+        "The packed PixelLSTMs that are kept between calls: how many, their bytes, calls that found theirs, calls that "
+        "did not.");
   m.def("philox4x32_10", &philox, py::arg("counter"), py::arg("key"),
         "Philox4x32-10: four words from counter and key.");
   m.def("philox_uniform", &pyar::philox_uniform, py::arg("seed"), py::arg("sample"), py::arg("dimension"),

@@ -144,6 +144,7 @@ def test_a_pixel_lstm_trains_samples_and_completes(tmp_path, capsys, monkeypatch
         (["train", "nade", "--levels", "4", "--binarize", "fixed"], "one of --levels and --binarize"),
         (["train", "nade", "--data", "mnist", "--data-dir", "/nowhere"], "not a folder"),
         (["train", "--resume", "nowhere"], "not a run that can be resumed"),
+        (["train", "nade", "--weight-dtype", "bfloat16"], "--weight-dtype is not an option of nade"),
         (["evaluate", "nowhere"], "no checkpoint nowhere"),
         (["sample", "nowhere"], "no checkpoint nowhere"),
         (["train", "nade", "--device", "abacus"], "abacus"),
@@ -396,6 +397,57 @@ def test_completing_the_users_own_examples(trained, tmp_path, capsys):
     code, _, err = run(capsys, *arguments, "--first", "2")
     assert code == 1
     assert "no example number 2" in err
+
+
+# --- the weights' dtype ---
+
+
+def test_weight_dtype_and_what_it_does_to_the_nll(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, "train", "pixel-lstm", "--out", "lstm", *QUICK)[0] == 0
+    assert run(capsys, "train", "pixel-lstm", "--out", "rounded", "--weight-dtype", "bfloat16", *QUICK)[0] == 0
+    rounded = ["--weight-dtype", "bfloat16", "--no-progress"]
+
+    code, out, _ = run(capsys, "evaluate", "lstm", "--no-progress", "--json", "--out", "own.npy")
+    assert code == 0
+    assert json.loads(out)["weight_dtype"] == "float32"
+    assert "nll_change_nats" not in json.loads(out)
+    code, out, _ = run(capsys, "evaluate", "lstm", *rounded, "--json", "--out", "rounded.npy")
+    assert code == 0
+    result = json.loads(out)
+    assert result["weight_dtype"] == "bfloat16"
+    difference = np.load("own.npy").astype(np.float64) - np.load("rounded.npy")
+    assert (difference != 0).any()
+    assert result["nll_change_nats"] == pytest.approx(difference.mean(), rel=1e-9)
+    error = difference.std(ddof=1) / len(difference) ** 0.5
+    assert result["nll_change_standard_error_nats"] == pytest.approx(error, rel=1e-9)
+    code, out, _ = run(capsys, "evaluate", "lstm", *rounded)
+    assert f"weights in bfloat16: NLL {difference.mean():+.2g} ± {error:.2g} nats against float32" in out
+
+    # What a run was trained with is its own; either can be asked for.
+    assert load("rounded").weight_dtype == "bfloat16"
+    code, out, _ = run(capsys, "evaluate", "rounded", *rounded)
+    assert code == 0
+    assert "against" not in out
+    code, out, _ = run(capsys, "evaluate", "rounded", "--weight-dtype", "float32", "--no-progress")
+    assert "weights in float32" in out
+
+    model = load("lstm")
+    model.weight_dtype = "bfloat16"
+    assert run(capsys, "sample", "lstm", "-n", "20", "--seed", "3", "--out", "x.npz", *rounded)[0] == 0
+    with np.load("x.npz") as arrays:
+        assert np.array_equal(arrays["log_prob"], model.sample_and_log_prob(20, seed=3)[1].numpy())
+    options = ["-n", "2", "--completions", "3", "--observed", "0", "--seed", "5", "--out", "c.npz"]
+    assert run(capsys, "complete", "lstm", *options, *rounded)[0] == 0
+    with np.load("c.npz") as arrays:
+        assert np.array_equal(arrays["completions"].reshape(6, 64), model.sample(6, seed=5).numpy())
+
+
+@pytest.mark.parametrize("name", ["evaluate", "sample", "complete"])
+def test_a_nade_has_no_weight_dtype(trained, capsys, name):
+    code, _, err = run(capsys, name, trained, "--weight-dtype", "bfloat16", "--no-progress")
+    assert code == 1
+    assert f"--weight-dtype is for pixel-lstm, but {trained} is a nade" in err
 
 
 # --- info and help ---

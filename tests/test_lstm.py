@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from oracle import (
 )
 from torch import Tensor
 
-from pyar.native import has_kernels
+from pyar.native import _C, has_kernels
 from pyar.ops.lstm import lstm_log_prob, lstm_logits, lstm_sample, round_weights
 from pyar.reference import lstm as reference
 from pyar.reference.philox import uniforms
@@ -226,15 +227,136 @@ def test_concurrent_and_nested_calls_agree_and_end() -> None:
             assert torch.equal(x, expected)
 
 
+def copied(p: Parameters) -> Parameters:
+    return [w.clone() for w in p[0]], p[1].clone(), p[2].clone()
+
+
+def uncached_log_prob(x: Tensor, p: Parameters) -> Tensor:
+    """lstm_log_prob by the path that never uses packed parameters of an earlier call."""
+    return lstm_log_prob(x, *leaves(p)).detach()
+
+
+def cache() -> dict[str, int]:
+    return _C.lstm_cache_facts()
+
+
+def with_storage_of_its_own(w: Tensor, value: Tensor) -> None:
+    w.set_(value.clone())
+
+
+CHANGES = {
+    "in place": lambda w, value: w.copy_(value),
+    "data": lambda w, value: w.data.copy_(value),
+    "numpy": lambda w, value: w.numpy().__setitem__(..., value.numpy()),
+    "set_": with_storage_of_its_own,
+}
+
+
 @pytest.mark.each_level
-def test_changed_weights_are_noticed() -> None:
-    """Nothing of the packed weights outlives a call: edits that no version counter sees count too."""
-    p, q = parameters(3, 12, seed=1), parameters(3, 12, seed=2)
-    fresh = [sample(one, 20, 8)[0] for one in (p, q)]
-    assert not torch.equal(*fresh)
-    for old, new in zip([*p[0], *p[1:]], [*q[0], *q[1:]], strict=True):
-        old.data[...] = new
-    assert torch.equal(sample(p, 20, 8)[0], fresh[1])
+@pytest.mark.parametrize(
+    ("change", "H", "threads"), [("in place", 20, 1), ("data", 140, 2), ("numpy", 140, 1), ("set_", 20, 2)]
+)
+def test_no_change_of_the_parameters_goes_unnoticed(change: str, H: int, threads: int, restore_threads: None) -> None:
+    """One number at a time, in every parameter: kept packed parameters are used for exactly those they were made of."""
+    torch.set_num_threads(threads)
+    p, N, D = parameters(3, H, 2, seed=1), 20, 4
+    x = sample(p, N, D)[0]
+    for i, w in enumerate([*p[0], *p[1:]]):
+        for position in (0, w.numel() // 2 + 1, w.numel() - 1):
+            for _ in range(3):  # so that what was there before the change is kept
+                drawn = sample(p, N, D)
+            hits = cache()["hits"]
+            before = lstm_log_prob(x, *p)
+            assert torch.equal(sample(p, N, D)[0], drawn[0])
+            assert cache()["hits"] == hits + 2
+            value = w.clone()
+            value.view(-1)[position] += 3.0
+            CHANGES[change](w, value)
+            assert torch.equal(w, value)
+            after = lstm_log_prob(x, *p)
+            assert torch.equal(after, uncached_log_prob(x, p))
+            assert not torch.equal(after, before), (i, position)
+            y, log_prob = sample(p, N, D)
+            assert torch.equal(log_prob, uncached_log_prob(y, p))
+
+
+@pytest.mark.each_level
+def test_models_of_one_shape_take_turns() -> None:
+    """Also where an earlier one's memory is used again, and where they differ in the sign of a zero or the dtype."""
+    p, q = parameters(3, 24, seed=1), parameters(3, 24, seed=2)
+    x = random_states(30, 6, 3)
+    expected = [uncached_log_prob(x, one) for one in (p, q)]
+    drawn = [sample(one, 30, 6)[0] for one in (copied(p), copied(q))]
+    rounded = sample((round_weights(p[0], torch.bfloat16), *p[1:]), 30, 6)
+    for _ in range(4):
+        for one, log_prob, samples in zip((p, q), expected, drawn, strict=True):
+            assert torch.equal(lstm_log_prob(x, *one), log_prob)
+            assert torch.equal(lstm_log_prob(x, *copied(one)), log_prob)
+            assert torch.equal(sample(one, 30, 6)[0], samples)
+        assert torch.equal(sample(p, 30, 6, weight_dtype=torch.bfloat16)[1], rounded[1])
+    for column in (p[0][0].T.contiguous().T, torch.stack([p[0][0]] * 2, -1)[..., 0]):  # the same numbers, not in rows
+        assert torch.equal(lstm_log_prob(x, [column, *p[0][1:]], *p[1:]), expected[0])
+
+
+@pytest.mark.each_level
+def test_parameters_are_kept_from_their_second_call_on() -> None:
+    p = parameters(4, 21, seed=77)
+    counts = [cache()]
+    for _ in range(5):
+        sample(p, 2, 3)
+        counts.append(cache())
+    misses = [after["misses"] - before["misses"] for before, after in itertools.pairwise(counts)]
+    hits = [after["hits"] - before["hits"] for before, after in itertools.pairwise(counts)]
+    assert (misses, hits) == ([1, 1, 0, 0, 0], [0, 0, 1, 1, 1])
+    lstm_log_prob(random_states(2, 3, 4), *p)
+    assert cache()["hits"] == counts[-1]["hits"] + 1
+    for _ in range(5):  # new in every call: nothing of them is kept
+        for w in (*p[0], *p[1:]):
+            w.mul_(0.9)
+        kept = cache()
+        sample(p, 2, 3)
+        assert cache() == {**kept, "misses": kept["misses"] + 1}
+
+
+def test_what_is_kept_is_bounded() -> None:
+    """By the number of sets, and by their bytes; one set that is too large leaves the others alone."""
+    limit = 2**26
+    for seed in range(12):
+        for _ in range(2):
+            sample(parameters(2, 10, seed=seed), 1, 1)
+    assert cache()["models"] == 8
+    for seed in range(6):
+        p = parameters(2, 700, seed=seed)
+        for _ in range(3):
+            x, log_prob = sample(p, 1, 2)
+            assert cache()["bytes"] <= limit
+        assert torch.equal(log_prob, uncached_log_prob(x, p))
+    assert cache()["bytes"] > limit // 2
+    kept, p = cache(), parameters(2, 1500)
+    for _ in range(3):
+        sample(p, 1, 1)
+    assert cache() == {**kept, "misses": kept["misses"] + 3}
+
+
+@pytest.mark.each_level
+def test_threads_share_what_is_kept() -> None:
+    """More models than are kept, drawn from by threads at once, while one thread's own model changes all the time."""
+    models = [parameters(3, 32, seed=seed) for seed in range(10)]
+    expected = [uncached_log_prob(sample(copied(p), 5, 6)[0], p) for p in models]
+
+    def work(worker: int) -> bool:
+        own = parameters(3, 32, seed=100 + worker)
+        for turn in range(40):
+            i = (turn // 3 + worker) % len(models)
+            right = torch.equal(sample(models[i], 5, 6)[1], expected[i])
+            own[0][1].data[turn % 128, turn % 32] += 1.0
+            x, log_prob = sample(own, 5, 6)
+            if not right or not torch.equal(log_prob, uncached_log_prob(x, own)):
+                return False
+        return True
+
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(work, range(6)))
 
 
 @pytest.mark.each_level
@@ -244,8 +366,24 @@ def test_bfloat16_weights_are_the_rounded_weights() -> None:
     x, log_prob = sample(p, 60, 20, weight_dtype=torch.bfloat16)
     for one, two in zip((x, log_prob), sample(rounded, 60, 20), strict=True):
         assert torch.equal(one, two)
+    assert torch.equal(log_prob, lstm_log_prob(x, *rounded))
     difference = (lstm_log_prob(x, *p) - lstm_log_prob(x, *rounded)).abs()
     assert 0 < difference.max() < 0.02 * lstm_log_prob(x, *p).abs().max()
+
+
+def test_gradients_pass_straight_through_the_rounding() -> None:
+    """To the bit those at the rounded weights; matrices read once, biases and the head are not rounded."""
+    p, x = parameters(5, 12, 2), random_states(9, 7, 5)
+    q = leaves(p)
+    grads = gradients(lstm_log_prob(x, round_weights(q[0], torch.bfloat16), *q[1:]).sum(), q)
+    rounded = leaves((round_weights(p[0], torch.bfloat16), *p[1:]))
+    for one, two in zip(grads, gradients(lstm_log_prob(x, *rounded).sum(), rounded), strict=True):
+        assert torch.equal(one, two)
+    changed = [not torch.equal(one, two) for one, two in zip(rounded[0], p[0], strict=True)]
+    assert changed == [False, True, False, False, True, True, False, False]
+    for one, two in zip(rounded[0], p[0], strict=True):
+        assert ((one - two).abs() <= 2**-8 * two.abs()).all()
+    assert all(one is two for one, two in zip(round_weights(p[0], torch.float32), p[0], strict=True))
 
 
 @pytest.mark.each_level

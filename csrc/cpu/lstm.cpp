@@ -29,7 +29,8 @@ std::tuple<Tensor, Tensor> sample(const std::vector<Tensor>& weights, const Tens
                                   const Tensor& head_bias, const Tensor& seed, int64_t num_samples, int64_t first_index,
                                   int64_t num_dims, double temperature, const std::optional<Tensor>& given,
                                   bool bfloat16) {
-  const PackedLstm lstm(weights, head_weight, head_bias, bfloat16);
+  const std::shared_ptr<const PackedLstm> packed = cached_lstm({weights, head_weight, head_bias}, bfloat16);
+  const PackedLstm& lstm = *packed;
   STD_TORCH_CHECK(seed.scalar_type() == ScalarType::Long && seed.numel() == 1 && seed.is_cpu(),
                   "seed must be one int64 on the CPU");
   STD_TORCH_CHECK(num_samples >= 0 && first_index >= 0 && num_dims >= 1,
@@ -71,7 +72,8 @@ std::tuple<Tensor, Tensor> sample(const std::vector<Tensor>& weights, const Tens
     const LstmWorkspace spare = alone.workspace();
     std::vector<Scratch> scratch;  // all of it now: a member that failed to allocate would leave the others waiting
     for (int64_t member = 0; member < members; ++member) scratch.emplace_back(lstm, num_samples);
-    run_team(members, 4 * lstm.model.layers * 8 * lstm.model.hidden * lstm.model.hidden, [&](Team* team, int rank) {
+    const int64_t step_bytes = lstm.model.layers * 32 * lstm.model.hidden * lstm.model.hidden;  // [4H, 2H] a layer
+    run_team(members, step_bytes, [&](Team* team, int rank) {
       lstm.kernels.sample(arguments, 0, num_samples, slice.workspace(), &spare, scratch[rank].scratch(), team, rank);
     });
   } else {

@@ -48,6 +48,7 @@ class Buffer {
     prefer_large_pages(data_.get(), count * static_cast<int64_t>(sizeof(T)));
   }
   T* get() const { return data_.get(); }
+  int64_t bytes() const { return count_ * static_cast<int64_t>(sizeof(T)); }
   void zero() { std::fill_n(data_.get(), count_, T{}); }
 
  private:
@@ -73,57 +74,99 @@ inline void check(const Tensor& tensor, const char* name, std::initializer_list<
 
 inline const float* floats(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }
 
-// The parameters, checked and packed for the kernels; owns the packed memory.
-struct PackedLstm {
-  const LstmKernels& kernels = PYAR_FOR_THIS_CPU(lstm_kernels);
-  LstmModel model{};
-  std::vector<Buffer<float>> memory;
+struct LstmSizes {
+  int64_t layers;
+  int64_t states;  // K
+  int64_t hidden;  // H
+  int64_t inputs;  // I of the first layer
+  bool operator==(const LstmSizes&) const = default;
+};
 
-  PackedLstm(const std::vector<Tensor>& weights, const Tensor& head_weight, const Tensor& head_bias, bool bfloat16) {
+// The parameters as torch.nn.LSTM stores them, checked: float32, contiguous, on the CPU, of shapes that fit together.
+class LstmTensors {
+ public:
+  LstmTensors(const std::vector<Tensor>& weights, const Tensor& head_weight, const Tensor& head_bias) {
     STD_TORCH_CHECK(!weights.empty() && weights.size() % 4 == 0 && weights.size() <= 4 * kMaxLayers,
                     "weights must hold weight_ih, weight_hh, bias_ih and bias_hh of 1 to 4 layers, got ",
                     weights.size(), " tensors");
     STD_TORCH_CHECK(head_weight.dim() == 2, "head_weight must have 2 dimensions, got ", head_weight.dim());
-    const int64_t states = head_weight.size(0), hidden = head_weight.size(1), width = kernels.width;
+    const int64_t states = head_weight.size(0), hidden = head_weight.size(1);
     STD_TORCH_CHECK(states >= 2 && states <= kMaxStates, "head_weight must have 2 to 256 rows, got ", states);
     STD_TORCH_CHECK(hidden >= 1, "head_weight must have at least one column");
     STD_TORCH_CHECK(weights[0].dim() == 2, "weight_ih must have 2 dimensions, got ", weights[0].dim());
     const int64_t inputs = weights[0].size(1);
     STD_TORCH_CHECK(inputs == states || inputs == 1, "the first weight_ih must have ", states, " columns or 1, got ",
                     inputs);
-    check(head_weight, "head_weight", {states, hidden});
-    check(head_bias, "head_bias", {states});
-    model.layers = static_cast<int>(weights.size() / 4);
-    model.states = static_cast<int>(states);
+    sizes = {static_cast<int64_t>(weights.size() / 4), states, hidden, inputs};
+    for (int64_t layer = 0; layer < sizes.layers; ++layer) {
+      const Tensor* four = &weights[4 * layer];
+      add(four[0], "weight_ih", {4 * hidden, layer == 0 ? inputs : hidden});
+      add(four[1], "weight_hh", {4 * hidden, hidden});
+      add(four[2], "bias_ih", {4 * hidden});
+      add(four[3], "bias_hh", {4 * hidden});
+    }
+    add(head_weight, "head_weight", {states, hidden});
+    add(head_bias, "head_bias", {states});
+  }
+
+  LstmSizes sizes{};
+  // weight_ih, weight_hh, bias_ih, bias_hh of every layer in turn, head_weight, head_bias.
+  std::vector<Tensor> tensors;
+
+  std::vector<const float*> pointers() const {
+    std::vector<const float*> all;
+    for (const Tensor& tensor : tensors) all.push_back(floats(tensor));
+    return all;
+  }
+
+ private:
+  void add(const Tensor& tensor, const char* name, std::initializer_list<int64_t> shape) {
+    check(tensor, name, shape);
+    tensors.push_back(torch::stable::contiguous(tensor));
+  }
+};
+
+// The parameters packed for the kernels; owns the packed memory.
+struct PackedLstm {
+  const LstmKernels& kernels = PYAR_FOR_THIS_CPU(lstm_kernels);
+  LstmModel model{};
+  std::vector<Buffer<float>> memory;
+
+  PackedLstm(const LstmTensors& parameters, bool bfloat16)
+      : PackedLstm(parameters.sizes, parameters.pointers(), bfloat16) {}
+
+  // parameters: in the order of LstmTensors.
+  PackedLstm(const LstmSizes& sizes, const std::vector<const float*>& parameters, bool bfloat16) {
+    const int64_t width = kernels.width, hidden = sizes.hidden;
+    model.layers = static_cast<int>(sizes.layers);
+    model.states = static_cast<int>(sizes.states);
     model.hidden = hidden;
     model.blocks = padded_units(hidden) / width;
     model.stride = row_stride(hidden);
     model.bfloat16 = bfloat16;
     for (int layer = 0; layer < model.layers; ++layer) {
-      const Tensor* four = &weights[4 * layer];
-      check(four[0], "weight_ih", {4 * hidden, layer == 0 ? inputs : hidden});
-      check(four[1], "weight_hh", {4 * hidden, hidden});
-      check(four[2], "bias_ih", {4 * hidden});
-      check(four[3], "bias_hh", {4 * hidden});
+      const float* const* four = &parameters[4 * layer];
+      pack_layer(layer, {four[0], four[1], four[2], four[3], layer == 0 ? sizes.inputs : hidden});
     }
-    for (int layer = 0; layer < model.layers; ++layer) pack_layer(layer, &weights[4 * layer], inputs);
-    const Tensor weight = torch::stable::contiguous(head_weight), bias = torch::stable::contiguous(head_bias);
-    const int64_t vectors = (states + width - 1) / width;
+    const int64_t vectors = (sizes.states + width - 1) / width;
     float* head = allocate(vectors * hidden * width);
     float* padded_bias = allocate(vectors * width);
-    kernels.pack_head(floats(weight), floats(bias), hidden, model.states, head, padded_bias);
+    kernels.pack_head(parameters[4 * model.layers], parameters[4 * model.layers + 1], hidden, model.states, head,
+                      padded_bias);
     model.head = head;
     model.head_bias = padded_bias;
+  }
+
+  int64_t bytes() const {
+    int64_t total = 0;
+    for (const Buffer<float>& buffer : memory) total += buffer.bytes();
+    return total;
   }
 
  private:
   float* allocate(int64_t count) { return memory.emplace_back(count).get(); }
 
-  void pack_layer(int layer, const Tensor* four, int64_t inputs) {
-    const Tensor weight_ih = torch::stable::contiguous(four[0]), weight_hh = torch::stable::contiguous(four[1]);
-    const Tensor bias_ih = torch::stable::contiguous(four[2]), bias_hh = torch::stable::contiguous(four[3]);
-    const LstmParameters parameters = {floats(weight_ih), floats(weight_hh), floats(bias_ih), floats(bias_hh),
-                                       layer == 0 ? inputs : model.hidden};
+  void pack_layer(int layer, const LstmParameters& parameters) {
     const int num_states = layer == 0 ? model.states : 0;
     const int64_t row = model.blocks * 4 * kernels.width;
     const int64_t matrix = (model.hidden * row + model.bfloat16) / (model.bfloat16 ? 2 : 1);
@@ -136,6 +179,9 @@ struct PackedLstm {
     model.layer[layer] = {table, below, recurrent};
   }
 };
+
+// The parameters packed: earlier, if all of their bytes are the same as then (lstm_cache.cpp).
+std::shared_ptr<const PackedLstm> cached_lstm(const LstmTensors& parameters, bool bfloat16);
 
 // Memory of one thread that works on `count` samples.
 struct Scratch {

@@ -88,7 +88,11 @@ float* mutable_floats(const Tensor& tensor) { return static_cast<float*>(tensor.
 std::tuple<Tensor, Tensor> lstm_log_prob(const Tensor& states, const std::vector<Tensor>& weights,
                                          const Tensor& head_weight, const Tensor& head_bias, int64_t checkpoint_steps,
                                          bool keep) {
-  const PackedLstm lstm(weights, head_weight, head_bias, false);
+  const LstmTensors parameters(weights, head_weight, head_bias);
+  // Training changes the parameters with every call: there is nothing to find.
+  const std::shared_ptr<const PackedLstm> packed =
+      keep ? std::make_shared<const PackedLstm>(parameters, false) : cached_lstm(parameters, false);
+  const PackedLstm& lstm = *packed;
   const Tensor x = torch::stable::contiguous(states);
   check_inputs(x, lstm.model.states, checkpoint_steps);
   const Plan plan(x.size(0), x.size(1), lstm.model.layers, lstm.model.hidden, checkpoint_steps);
@@ -207,7 +211,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> lstm_log_prob_backward(const Ten
                                                                        const Tensor& head_weight,
                                                                        const Tensor& head_bias, const Tensor& kept,
                                                                        int64_t checkpoint_steps) {
-  const PackedLstm lstm(weights, head_weight, head_bias, false);
+  const PackedLstm lstm({weights, head_weight, head_bias}, false);
   const LstmGradientKernels& kernels = PYAR_FOR_THIS_CPU(lstm_gradient_kernels);
   const LstmModel& model = lstm.model;
   const Tensor x = torch::stable::contiguous(states);

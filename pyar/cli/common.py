@@ -69,6 +69,15 @@ def load_run(run: str, device: torch.device) -> tuple[AutoregressiveModel, dict[
     return load_with_extra(run, device)
 
 
+def set_weight_dtype(arguments: argparse.Namespace, model: AutoregressiveModel) -> None:
+    """Rounds the model's weights as --weight-dtype says, if it was given."""
+    if arguments.weight_dtype is None:
+        return
+    if not hasattr(model, "weight_dtype"):
+        raise UserError(f"--weight-dtype is for pixel-lstm, but {arguments.run} is a {model.name}")
+    model.weight_dtype = arguments.weight_dtype
+
+
 def data_of_run(arguments: argparse.Namespace, extra: dict[str, Any]) -> Dataset:
     """The data the user names, or those the run was trained on."""
     spec, data_dir = data_choices(arguments), arguments.data_dir

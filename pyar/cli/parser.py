@@ -115,6 +115,10 @@ def _add_common(parser: argparse.ArgumentParser, *, device: bool = True) -> None
     group.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
+def _add_weight_dtype(parser, help: str) -> None:
+    parser.add_argument("--weight-dtype", choices=("float32", "bfloat16"), help=f"pixel-lstm: {help}")
+
+
 def _add_data(parser: argparse.ArgumentParser, default: str | None, default_text: str) -> None:
     group = parser.add_argument_group("data")
     group.add_argument(
@@ -173,6 +177,7 @@ def _add_train(commands) -> None:
         metavar="S",
         help="pixel-lstm: keep every S-th state; less memory, more time [0]",
     )
+    _add_weight_dtype(group, "train the model with recurrent weights rounded so [float32]")
     group = parser.add_argument_group("optimiser (defaults by model and data set)")
     group.add_argument("--batch-size", type=_POSITIVE_COUNT, metavar="B", help="examples per step, over all processes")
     group.add_argument("--learning-rate", type=_POSITIVE, metavar="R", help="Adam's step size")
@@ -212,6 +217,7 @@ def _add_evaluate(commands) -> None:
     parser.add_argument(
         "--out", metavar="FILE.npy", help="write log p of every example, for instance as anomaly scores"
     )
+    _add_weight_dtype(parser, "round the recurrent weights, and say what that does to the NLL [the run's own]")
     _add_data(parser, None, "what the model was trained on")
     _add_common(parser)
 
@@ -241,6 +247,7 @@ def _add_sample(commands) -> None:
     parser.add_argument(
         "--temperature", type=_POSITIVE, default=1.0, metavar="T", help="divides the logits [%(default)s]"
     )
+    _add_weight_dtype(parser, "round the recurrent weights; see pyar evaluate --help [the run's own]")
     parser.add_argument(
         "--given", metavar="FILE", help=".npy, or .npz with one array: states of the first G steps, [G] or [N, G]"
     )
@@ -281,6 +288,7 @@ def _add_complete(commands) -> None:
     parser.add_argument(
         "--temperature", type=_POSITIVE, default=1.0, metavar="T", help="divides the logits [%(default)s]"
     )
+    _add_weight_dtype(parser, "round the recurrent weights; see pyar evaluate --help [the run's own]")
     _add_data(parser, None, "what the model was trained on")
     _add_common(parser)
 

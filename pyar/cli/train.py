@@ -24,7 +24,7 @@ RESULT_FILE = "result.json"
 SHEET_FILE = "samples.png"
 _MODEL_OPTIONS = {
     "nade": ("hidden_size", "input", "mlp_sizes"),
-    "pixel-lstm": ("hidden_size", "input", "num_layers", "checkpoint_steps"),
+    "pixel-lstm": ("hidden_size", "input", "num_layers", "checkpoint_steps", "weight_dtype"),
 }
 _BUDGET = {"epochs", "time_budget"}
 _RESUME_OPTIONS = ("epochs", "time_budget", "patience", "save_every", "eval_batch_size")
