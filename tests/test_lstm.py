@@ -82,6 +82,32 @@ def test_the_reference_is_torchs_lstm(K: int, H: int, layers: int, scalar: bool)
     torch.testing.assert_close(logits.log_softmax(-1), log_p, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(("D", "K", "layers", "scalar"), [(1, 2, 1, False), (6, 2, 3, True), (4, 4, 2, False)])
+def test_the_references_probabilities_sum_to_one(D: int, K: int, layers: int, scalar: bool) -> None:
+    p = cast(parameters(K, 7, layers, scalar=scalar), torch.float64)
+    assert abs(reference.log_prob(all_states(D, K), *p).exp().sum().item() - 1) < 1e-10
+
+
+@pytest.mark.parametrize(("K", "layers", "scalar"), [(2, 1, True), (3, 2, False)])
+def test_the_references_conditionals_depend_on_earlier_dimensions_alone(K: int, layers: int, scalar: bool) -> None:
+    p, x = cast(parameters(K, 7, layers, scalar=scalar), torch.float64), random_states(4, 6, K)
+    before = reference.logits(x, *p).reshape(4, 6, -1)
+    for i in range(6):
+        changed = x.clone()
+        changed[:, i] = (x[:, i] + 1) % K
+        after = reference.logits(changed, *p).reshape(4, 6, -1)
+        assert torch.equal(after[:, : i + 1], before[:, : i + 1])
+        assert ((after - before)[:, i + 1 :].abs().amax(dim=(0, 2)) > 1e-8).all()
+
+
+@pytest.mark.parametrize(("K", "layers", "scalar"), [(2, 1, True), (3, 2, False)])
+def test_the_references_gradients(K: int, layers: int, scalar: bool) -> None:
+    p, x = leaves(cast(parameters(K, 3, layers, scalar=scalar), torch.float64)), random_states(3, 4, K)
+    for function in (reference.log_prob, reference.logits):
+        call = lambda *tensors, function=function: function(x, tensors[:-2], *tensors[-2:])  # noqa: E731
+        assert torch.autograd.gradcheck(call, [*p[0], *p[1:]])
+
+
 @pytest.mark.each_level
 @pytest.mark.parametrize("checkpoint_steps", [None, 0, 2])
 @pytest.mark.parametrize(
@@ -133,6 +159,43 @@ def test_gradients_are_the_same_bits_for_every_checkpoint_and_thread_count(resto
             grads = gradients(lstm_log_prob(x, *q, checkpoint_steps=checkpoint_steps).sum(), q)
             expected = grads if expected is None else expected
             assert all(torch.equal(one, two) for one, two in zip(grads, expected, strict=True))
+
+
+@settings(max_examples=15)
+@examples(
+    B=st.integers(0, 20),
+    D=st.integers(1, 8),
+    K=st.sampled_from([2, 3, 16, 17]),
+    H=st.integers(1, 35),
+    layers=st.integers(1, 4),
+    scalar=st.booleans(),
+    checkpoint_steps=st.sampled_from([None, 0, 1, 3]),
+    is_long=st.booleans(),
+    is_strided=st.booleans(),
+    seed=st.integers(0, 100),
+)
+def test_log_prob_and_gradients_of_any_shape_dtype_and_stride(
+    B, D, K, H, layers, scalar, checkpoint_steps, is_long, is_strided, seed
+) -> None:
+    p, x = parameters(K, H, layers, scalar=scalar, seed=seed), random_states(B, D, K, seed=seed)
+    upstream = torch.linspace(-1.0, 2.0, B)
+
+    def value_and_gradients(function, dtype: torch.dtype, **options) -> list[Tensor]:
+        q = leaves(cast(p, dtype))
+        weights, head_weight, head_bias = q
+        states = x.long() if is_long else x
+        if is_strided and dtype == torch.float32:
+            weights = [torch.stack((w, w), dim=-1)[..., 0] for w in weights]
+            head_weight = head_weight.T.contiguous().T
+            states = torch.stack((states, states), dim=2).flatten(1)[:, ::2]
+        log_prob = function(states, weights, head_weight, head_bias, **options)
+        return [log_prob.detach(), *gradients((log_prob * upstream).sum(), q)]
+
+    actual = value_and_gradients(lstm_log_prob, torch.float32, checkpoint_steps=checkpoint_steps)
+    exact = value_and_gradients(reference.log_prob, torch.float64)
+    for one, two in zip(actual, exact, strict=True):
+        scale = two.abs().max().item() if two.numel() else 0.0
+        torch.testing.assert_close(one.double(), two, rtol=0, atol=2e-5 * (1 + scale))
 
 
 def test_checkpoints_keep_less_memory() -> None:
@@ -277,8 +340,8 @@ def test_extreme_weights(N: int) -> None:
 
 
 def test_logits_are_the_references() -> None:
-    for K in (2, 5):
-        p, x = parameters(K, 12, 2), random_states(6, 9, K)
+    for K, D in ((2, 9), (5, 9), (3, 1)):
+        p, x = parameters(K, 12, 2), random_states(6, D, K)
         expected = reference.logits(x, *cast(p, torch.float64))
         torch.testing.assert_close(lstm_logits(x, *p).double(), expected, rtol=1e-4, atol=1e-5)
 

@@ -135,6 +135,12 @@ def test_the_graph_may_be_used_again(device: torch.device) -> None:
         second = torch.autograd.grad(loss, leaves.tensors)
         for one, two in zip(first, second, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)
+        gathering = parameters.leaves()
+        loss = function(x, *gathering).sum()
+        for _ in range(3):
+            loss.backward(retain_graph=True)
+        for one, two in zip(gathering.tensors, second, strict=True):
+            torch.testing.assert_close(one.grad, 3 * two, rtol=1e-5, atol=1e-7)
 
 
 def test_second_derivatives_are_refused(device: torch.device) -> None:
