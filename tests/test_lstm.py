@@ -408,6 +408,8 @@ def test_bad_arguments_are_named() -> None:
             lstm_log_prob(states, *p)
     with pytest.raises(RuntimeError, match="must hold states"):
         torch.ops.pyar.lstm_log_prob(x + 3, *p, 0, False)
+    with pytest.raises(RuntimeError, match="given must hold states"):
+        torch.ops.pyar.lstm_sample(*p, torch.tensor(0), 4, 0, 5, 1.0, x + 3)
     with pytest.raises(ValueError, match="checkpoint_steps"):
         lstm_log_prob(x, *p, checkpoint_steps=-1)
     with pytest.raises(ValueError, match="4 layers, got 3 tensors"):

@@ -13,6 +13,7 @@ import torch
 
 import pyar
 from pyar.checkpoint import STATE_FILE, CheckpointError, load, load_state
+from pyar.cli import main
 from pyar.data import Dataset, load_dataset
 from pyar.training import Trainer, TrainingConfig, TrainingError, model_defaults, training_defaults
 from pyar.training.parallel import Group
@@ -280,11 +281,17 @@ import test_training
 from pyar.training.parallel import process_group
 torch.set_num_threads(1)
 with process_group("cpu") as group:
-    # A learning rate of almost nothing: the gradients of all three epochs' last batches are of the same weights.
-    trainer = test_training.make(sys.argv[1], group=group, batch_size=int(sys.argv[2]), epochs=1, learning_rate=1e-12)
-    trainer.run()
-    if group.is_main:
-        torch.save([p.grad for p in trainer.model.parameters()], sys.argv[1] + "/gradient.pt")
+    for batch_size in map(int, sys.argv[2:]):
+        # A learning rate of almost nothing: the gradients of all batches are of the same weights.
+        folder = f"{sys.argv[1]}/{batch_size}"
+        settings = dict(group=group, batch_size=batch_size, epochs=1, learning_rate=1e-12)
+        trainer = test_training.make(folder, **settings)
+        if not group.is_main:  # what the processes start from is rank 0's
+            for p in trainer.parameters:
+                p.detach().zero_()
+        trainer.run()
+        if group.is_main:
+            torch.save([p.grad for p in trainer.model.parameters()], f"{folder}/gradient.pt")
 # The group is gone, not only left: its threads could otherwise bring the process down as the interpreter ends.
 names = [open(path).read() for path in glob.glob("/proc/self/task/*/comm")]
 assert not [name for name in names if "gloo" in name], names
@@ -314,20 +321,38 @@ def torchrun(processes: int, *arguments: str, **environment: str) -> subprocess.
     )
 
 
-@pytest.mark.parametrize("batch_size", [33, 249])  # the last batches have 19 rows, and 1: a process without rows
-def test_two_processes_have_the_gradient_of_one(tmp_path, batch_size):
+def test_two_processes_have_the_gradient_of_one(tmp_path):
     script = tmp_path / "step.py"
     script.write_text(STEP)
-    done = torchrun(2, str(script), str(tmp_path), str(batch_size))
+    batch_sizes = (33, 249)  # the last batches have 19 rows, and 1: a process without rows
+    done = torchrun(2, str(script), str(tmp_path), *map(str, batch_sizes))
     assert done.returncode == 0, done.stderr
-    theirs = torch.load(tmp_path / "gradient.pt", weights_only=True)
-    alone = make(tmp_path / "alone", batch_size=batch_size, epochs=1, learning_rate=1e-12)
-    alone.run()
-    for gradient, p in zip(theirs, alone.model.parameters(), strict=True):
-        assert torch.allclose(gradient, p.grad, rtol=1e-5, atol=1e-7)
-    mine, together = evaluations(tmp_path / "alone")[-1], evaluations(tmp_path)[-1]
-    for key in ("train_nll", "valid_nll", "valid_standard_error"):
-        assert together[key] == pytest.approx(mine[key], rel=1e-5)
+    for batch_size in batch_sizes:
+        folder = tmp_path / str(batch_size)
+        theirs = torch.load(folder / "gradient.pt", weights_only=True)
+        alone = make(tmp_path / f"alone-{batch_size}", batch_size=batch_size, epochs=1, learning_rate=1e-12)
+        alone.run()
+        for gradient, p in zip(theirs, alone.model.parameters(), strict=True):
+            assert torch.allclose(gradient, p.grad, rtol=1e-5, atol=1e-7)
+        mine, together = evaluations(tmp_path / f"alone-{batch_size}")[-1], evaluations(folder)[-1]
+        for key in ("train_nll", "valid_nll", "valid_standard_error"):
+            assert together[key] == pytest.approx(mine[key], rel=1e-5)
+
+
+def test_the_command_under_torchrun_trains_one_model(tmp_path):
+    """Two processes name one folder, write it once and end where one process ends."""
+    arguments = ["train", "nade", "--epochs", "2", "--hidden-size", "8", "--binarize", "threshold", "--clip-norm", "1"]
+    arguments += ["--samples", "0", "--no-progress", "--json"]
+    done = torchrun(2, "--no-python", sys.executable, "-m", "pyar", *arguments, "--out", str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    assert main([*arguments, "--out", str(tmp_path / "one")]) == 0
+    one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
+    assert json.loads(done.stdout) == two
+    assert two["steps"] == one["steps"]
+    for split in ("valid", "test"):
+        assert two[split]["nll_nats"] == pytest.approx(one[split]["nll_nats"], rel=1e-4)
+    logged = evaluations(tmp_path / "two")
+    assert [record["step"] for record in logged] == [record["step"] for record in evaluations(tmp_path / "one")]
 
 
 def test_digits_train_in_a_moment(tmp_path):
