@@ -212,6 +212,20 @@ def test_an_error_while_writing_leaves_the_old_file(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
 
 
+def test_a_file_is_forced_to_disk_before_it_takes_its_name_in_one_step(tmp_path, monkeypatch):
+    path, calls = tmp_path / "x", []
+    path.write_bytes(b"old")
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, name=name, real=real: (calls.append(name), real(*args))[1])
+    with atomic_write(path) as file:
+        file.write(b"new")
+        inode = os.fstat(file.fileno()).st_ino
+        assert path.read_bytes() == b"old"
+    assert path.stat().st_ino == inode
+    assert calls == ["fsync", "replace", "fsync"]  # the content, the name, the folder's entry
+
+
 WRITER = """
 import sys, torch
 from pyar.checkpoint import save_model, save_state
