@@ -290,9 +290,11 @@ def test_one_array_is_split_the_same_way_every_time(tmp_path):
 
 
 def test_train_and_test_only(tmp_path):
-    np.savez(tmp_path / "x.npz", train=np.eye(20, 4, dtype=np.uint8), test=np.zeros((3, 4), np.uint8))
+    rows = np.arange(80, dtype=np.uint8).reshape(20, 4)
+    np.savez(tmp_path / "x.npz", train=rows, test=np.zeros((3, 4), np.uint8))
     data = load_dataset(str(tmp_path / "x.npz"))
     assert [len(data.train), len(data.valid), len(data.test)] == [18, 2, 3]
+    assert sorted(torch.cat([data.train, data.valid]).tolist()) == rows.tolist()
 
 
 def test_images_as_arrays(tmp_path):
@@ -323,6 +325,8 @@ def test_white_is_asked_for_where_it_is_ambiguous(tmp_path):
     data = load_dataset(str(tmp_path / "x.npy"), binarize="threshold", white=16)
     assert data.num_states == 2
     assert "1 above 8 of 16" in data.preparation
+    with pytest.raises(DataError, match="reach 16, more than --white 10"):
+        load_dataset(str(tmp_path / "x.npy"), binarize="threshold", white=10)
     # Values that fit into the asked-for states are those states.
     assert load_dataset(str(tmp_path / "x.npy"), levels=20).num_states == 20
 

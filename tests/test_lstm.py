@@ -303,12 +303,18 @@ def test_changed_weights_are_noticed() -> None:
 @pytest.mark.each_level
 def test_bfloat16_weights_are_the_rounded_weights() -> None:
     p = parameters(10, 37, 2)
+    for w in p[0]:  # what lies halfway between two numbers of bfloat16 goes to the even one
+        w[::3] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8]).repeat(w[::3].numel())[: w[::3].numel()].view_as(w[::3]) / 8
     rounded = (round_weights(p[0], torch.bfloat16), *p[1:])
     x, log_prob = sample(p, 60, 20, weight_dtype=torch.bfloat16)
     for one, two in zip((x, log_prob), sample(rounded, 60, 20), strict=True):
         assert torch.equal(one, two)
     difference = (lstm_log_prob(x, *p) - lstm_log_prob(x, *rounded)).abs()
     assert 0 < difference.max() < 0.02 * lstm_log_prob(x, *p).abs().max()
+    for pattern in (0x7FFFFFFF, -1):  # NaN of either sign, which adding up to round would carry to zero
+        p[0][1].view(torch.int32)[0, 0] = pattern
+        with pytest.raises(RuntimeError, match="NaN or infinite"):
+            sample(p, 3, 4, weight_dtype=torch.bfloat16)
 
 
 @pytest.mark.each_level

@@ -180,11 +180,20 @@ def test_an_epoch_sees_every_example_once_in_a_new_order(tmp_path):
 
 
 def test_patience_ends_the_run(tmp_path):
-    result = make(tmp_path, epochs=500, learning_rate=0.3, patience=2, schedule="constant").run()
+    settings = {"epochs": 500, "learning_rate": 0.3, "patience": 2, "schedule": "constant"}
+    result = make(tmp_path, **settings).run()
     assert result.reason == "patience"
     logged = evaluations(tmp_path)
     assert [r["best"] for r in logged[-2:]] == [False, False]
     assert logged[-3]["best"]
+    # Stopped between the two evaluations without a better one, it ends at the same step.
+    parts = make(tmp_path / "parts", **settings)
+    Stopper(parts, result.steps - 4, signal.SIGTERM)
+    parts.run()
+    again = make(tmp_path / "parts", **settings)
+    again.resume()
+    end = again.run()
+    assert (end.reason, end.steps) == ("patience", result.steps)
 
 
 def test_a_time_budget_ends_the_run_with_the_rate_near_zero(tmp_path):
