@@ -15,6 +15,7 @@ import pyar
 from pyar.checkpoint import STATE_FILE, CheckpointError, load, load_state
 from pyar.cli import main
 from pyar.data import Dataset, load_dataset
+from pyar.evaluation import evaluate
 from pyar.training import Trainer, TrainingConfig, TrainingError, model_defaults, training_defaults
 from pyar.training.parallel import Group
 
@@ -109,6 +110,7 @@ def test_stopped_and_resumed_gives_the_same_bits(tmp_path, stop_at, settings):
     assert (stopped.reason, stopped.signal, stopped.steps) == ("interrupted", signal.SIGINT, stop_at + 1)
     again = make(tmp_path / "parts", **settings)
     again.resume()
+    assert again.seconds >= stopped.seconds > 0  # a budget of time counts what was used before
     result = again.run()
     assert torch.equal(weights(again), weights(whole))
     assert (result.best_valid_nll, result.best_step) == (wanted.best_valid_nll, wanted.best_step)
@@ -194,6 +196,10 @@ def test_patience_ends_the_run(tmp_path):
     again.resume()
     end = again.run()
     assert (end.reason, end.steps) == ("patience", result.steps)
+    for patience, finished in ((2, "patience"), (9, None)):
+        later = make(tmp_path / "parts", **{**settings, "patience": patience})
+        later.resume()
+        assert later.finished == finished
 
 
 def test_a_time_budget_ends_the_run_with_the_rate_near_zero(tmp_path):
@@ -211,6 +217,73 @@ def test_divergence_is_told(tmp_path):
         trainer.model.b.fill_(float("nan"))
     with pytest.raises((TrainingError, RuntimeError), match=r"no longer a number|[Nn]a[Nn]|finite"):
         trainer.run()
+
+
+def test_what_was_best_before_a_divergence_is_kept(tmp_path):
+    trainer = make(tmp_path)
+    inner = trainer._step
+
+    def step(*arguments):
+        if trainer.step == 10:
+            with torch.no_grad():
+                trainer.model.b.fill_(float("nan"))
+        return inner(*arguments)
+
+    trainer._step = step
+    with pytest.raises(TrainingError, match="no longer a number at step 16"):
+        trainer.run()
+    best = evaluations(tmp_path)[0]
+    valid = -load(tmp_path).log_prob(toy().valid).double().mean().item()
+    assert valid == pytest.approx(best["valid_nll"], rel=1e-6)
+
+
+def test_the_log_tells_the_means_and_the_error(tmp_path):
+    trainer = make(tmp_path, epochs=2, learning_rate=1e-12)  # so that every step is of the same weights
+    trainer.run()
+    train = -trainer.model.log_prob(toy().train).double().mean().item()
+    valid = evaluate(trainer.model, toy(), "valid")
+    for record in evaluations(tmp_path):
+        assert record["train_nll"] == pytest.approx(train, rel=1e-6)
+        assert record["valid_nll"] == pytest.approx(valid.nll, rel=1e-6)
+        # Of the population, not of the sample.
+        assert record["valid_standard_error"] == pytest.approx(valid.standard_error * (39 / 40) ** 0.5, rel=1e-4)
+
+
+def test_weights_decay_and_biases_do_not(tmp_path):
+    trainer = make(tmp_path, weight_decay=0.25)
+    decays = {p: group["weight_decay"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    model = trainer.model
+    assert (decays[model.W], decays[model.V], decays[model.c]) == (0.25, 0.25, 0.0)
+
+
+def test_the_average_forgets_the_first_weights_soon(tmp_path):
+    """After one step it is nine tenths of the new weights, whatever its later memory."""
+    start = weights(make(tmp_path / "start"))
+    one_step = {"epochs": 1 / 8}
+    plain, averaged = make(tmp_path / "plain", **one_step), make(tmp_path / "average", ema=0.99, **one_step)
+    plain.run()
+    averaged.run()
+    torch.testing.assert_close(weights(averaged), 0.1 * start + 0.9 * weights(plain))
+
+
+class OtherIsStopped(Group):
+    """The first of two processes, of which the second has no rows, and is told to stop."""
+
+    def share(self, count: int) -> slice:
+        return slice(0, count)
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.numel() > 2:  # gradients, loss, progress, and whether to stop
+            tensor[-1] += 1
+        return tensor
+
+    def broadcast_(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+
+def test_all_processes_stop_when_one_is_told_to(tmp_path):
+    result = make(tmp_path, group=OtherIsStopped(0, 2)).run()
+    assert (result.reason, result.steps, result.signal) == ("interrupted", 1, signal.SIGTERM)
 
 
 def test_the_average_is_what_is_kept(tmp_path):
