@@ -280,6 +280,16 @@ def test_samples_depend_on_nothing_but_the_seed_and_their_index(
             assert torch.equal(part_log_prob, log_prob[first : first + count])
 
 
+@pytest.mark.parametrize("steps", [0, 8])
+def test_what_is_kept_holds_nothing_of_earlier_memory(steps: int) -> None:
+    p, x = parameters(3, 17, 2), random_states(3, 9, 3)
+    kept = torch.ops.pyar.lstm_log_prob(x, *p, steps, True)[1]
+    for _ in range(5):
+        rubbish = torch.full_like(kept, torch.nan)
+        del rubbish  # the next block of that size is likely to be this one
+        assert torch.equal(torch.ops.pyar.lstm_log_prob(x, *p, steps, True)[1], kept)
+
+
 def test_concurrent_and_nested_calls_agree_and_end() -> None:
     """Small batches are drawn by threads that wait for each other: more callers than processors must not block them."""
     p = parameters(4, 48)
@@ -329,6 +339,12 @@ def test_extreme_weights(N: int) -> None:
     torch.testing.assert_close(log_prob.double(), expected, rtol=1e-4, atol=1e-2)
     q = leaves(p)
     assert all(g.isfinite().all() for g in gradients(lstm_log_prob(x, *q).sum(), q))
+    for shift in (-500.0, 500.0):  # logits are free up to a constant
+        shifted = head_bias + shift
+        x, log_prob = sample((weights, head_weight / 50, shifted), N, 6)
+        expected = lstm_log_prob(x, weights, head_weight / 50, head_bias)
+        torch.testing.assert_close(log_prob, expected, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(lstm_log_prob(x, weights, head_weight / 50, shifted), expected, rtol=1e-4, atol=1e-3)
     forbidden = (weights, torch.zeros(4, 16), torch.tensor([0.0, -torch.inf, 0.0, -torch.inf]))
     x, log_prob = sample(forbidden, 50, 6)
     assert set(x.unique().tolist()) == {0, 2}
@@ -343,6 +359,17 @@ def test_extreme_weights(N: int) -> None:
                 sample(spoiled, N, 6)
             if bad != bad:
                 assert lstm_log_prob(random_states(N, 6, 4), *spoiled).isnan().all()
+
+
+@pytest.mark.parametrize("bad_row", [0, 100, 249])
+def test_one_sample_without_a_distribution_is_enough(bad_row: int) -> None:
+    p = parameters(3, 6)
+    p[0][0][:, 1] = torch.nan  # what state 1 adds to the gates
+    given = torch.zeros(250, 1, dtype=torch.uint8)
+    assert sample(p, 250, 1, given=given)[1].eq(0).all()
+    given[bad_row] = 1
+    with pytest.raises(RuntimeError, match="NaN or infinite"):
+        sample(p, 250, 2, given=given)
 
 
 def test_logits_are_the_references() -> None:

@@ -249,3 +249,16 @@ def test_added_layers_that_are_no_numbers(position: int) -> None:
     assert nade_logits(x, *parameters).isnan().all()
     with pytest.raises(RuntimeError, match="NaN or infinite"):
         nade_sample(*parameters, seed=seed, num_samples=20)
+
+
+@pytest.mark.parametrize("bad_row", [0, 100, 249])
+@pytest.mark.parametrize("K", [2, 3])
+def test_one_sample_without_a_distribution_is_enough(K: int, bad_row: int) -> None:
+    parameters, _, seed = case(K, (), torch.device("cpu"))
+    parameters.W[0, 0] = math.nan  # what state 1 of dimension 0 adds
+    given = torch.zeros(250, 1, dtype=torch.uint8)
+    _, log_prob = nade_sample(*parameters, seed=seed, num_samples=250, given=given)
+    assert torch.isfinite(log_prob).all()
+    given[bad_row] = 1
+    with pytest.raises(RuntimeError, match="NaN or infinite"):
+        nade_sample(*parameters, seed=seed, num_samples=250, given=given)
