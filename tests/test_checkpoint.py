@@ -246,7 +246,7 @@ for version in range(10**9):
 def test_kill_during_a_save_leaves_the_old_or_the_new_file(tmp_path):
     rng = np.random.default_rng(0)
     last = -1
-    for _ in range(4):
+    for _ in range(2):
         process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         try:
             assert process.stdout.readline() == "ready\n"

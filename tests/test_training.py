@@ -212,10 +212,10 @@ def test_a_time_budget_ends_the_run_with_the_rate_near_zero(tmp_path):
 
 
 def test_divergence_is_told(tmp_path):
-    trainer = make(tmp_path, learning_rate=0.02)
+    trainer = make(tmp_path)
     with torch.no_grad():
         trainer.model.b.fill_(float("nan"))
-    with pytest.raises((TrainingError, RuntimeError), match=r"no longer a number|[Nn]a[Nn]|finite"):
+    with pytest.raises(TrainingError, match=r"no longer a number at step 8 .*Lower --learning-rate"):
         trainer.run()
 
 
