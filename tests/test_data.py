@@ -313,7 +313,8 @@ def test_real_intensities_need_a_choice(tmp_path):
     with pytest.raises(DataError, match="--levels"):
         load_dataset(str(tmp_path / "x.npy"))
     assert load_dataset(str(tmp_path / "x.npy"), binarize="threshold").num_states == 2
-    np.save(tmp_path / "x.npy", np.tile(np.arange(256, dtype=np.float32) / 255, (10, 1)))
+    nearest = (np.arange(256) - 0.4).clip(0) / 255  # 0, 0.6, 1.6, … of 255
+    np.save(tmp_path / "x.npy", np.tile(nearest.astype(np.float32), (10, 1)))
     assert load_dataset(str(tmp_path / "x.npy"), levels=256).train[0].tolist() == list(range(256))
 
 

@@ -344,6 +344,23 @@ def test_extreme_parameters_stay_exact(K: int, device: torch.device) -> None:
     assert torch.isfinite(log_prob).all()
 
 
+@pytest.mark.each_level
+@pytest.mark.parametrize("state", [0, 1])
+def test_sure_conditionals_keep_their_digits(state: int) -> None:
+    """With p = p(x), neither ln p = −(1 − p) nor its slope 1 − p in the logit becomes zero where p rounds to 1."""
+    x = torch.full((1, 161), state, dtype=torch.uint8)
+    zeros, sign = nade_parameters(161, 2, 5, scale=0.0), 2 * state - 1
+    parameters = zeros._replace(b=torch.linspace(-80, 80, 161)[:, None])
+    for function in (nade_log_prob, lambda *arguments: -nade_mean_nll(*arguments)):
+        actual = gradients(function, x, parameters, None)[3]
+        expected = sign * torch.sigmoid(-sign * parameters.b.double())
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=0)
+    for logit in (10.0, 20.0, 40.0, 80.0):
+        actual = nade_log_prob(x, *zeros._replace(b=torch.full((161, 1), sign * logit)))
+        expected = 161 * torch.nn.functional.logsigmoid(torch.tensor([logit], dtype=torch.float64))
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=0)
+
+
 def test_empty_batches(device: torch.device) -> None:
     for K, mlp_sizes in [(2, ()), (5, ()), (5, (4,))]:
         parameters = nade_parameters(6, K, 7, mlp_sizes=mlp_sizes, device=device)
