@@ -264,6 +264,14 @@ def test_samples_follow_the_enumerated_law() -> None:
     assert_follows_law(sample(p, N, D)[0], log_law, wrong, K)
 
 
+def test_a_boundary_belongs_to_the_state_above_it() -> None:
+    """Where u·Σw is w_0 + … + w_k in float32, the state drawn is k + 1: draws enough that there are such uniforms."""
+    K, D, N = 255, 9, 60_000
+    target = uniforms(5, 0, N, D) * K  # all weights are 1
+    assert (target == target.floor()).sum() >= 2
+    assert torch.equal(sample(parameters(K, 1, scale=0.0), N, D, seed=5)[0], target.floor().to(torch.uint8))
+
+
 @pytest.mark.each_level
 @pytest.mark.parametrize(("K", "H", "layers"), [(2, 20, 1), (10, 33, 2), (200, 17, 1)])
 def test_samples_depend_on_nothing_but_the_seed_and_their_index(

@@ -275,6 +275,15 @@ def test_a_model_of_zeros_draws_the_uniform_itself(K: int, device: torch.device)
     torch.testing.assert_close(log_prob.cpu(), torch.full((N,), -D * math.log(K)), rtol=1e-6, atol=0)
 
 
+def test_a_boundary_belongs_to_the_state_above_it(device: torch.device) -> None:
+    """Where u·Σw is w_0 + … + w_k in float32, the state drawn is k + 1: draws enough that there are such uniforms."""
+    K, D, N = 255, 9, 60_000
+    target = uniforms(5, 0, N, D) * K  # all weights are 1
+    assert (target == target.floor()).sum() >= 2
+    x, _ = nade_sample(*nade_parameters(D, K, 1, scale=0.0, device=device), seed=seed_on(device, 5), num_samples=N)
+    assert torch.equal(x.cpu(), target.floor().to(torch.uint8))
+
+
 @pytest.mark.each_level
 @pytest.mark.parametrize(("K", "options"), [(2, {}), (2, {"mlp_sizes": (12,)}), (10, {}), (10, {"scalar": True})])
 def test_bits_do_not_depend_on_threads_or_chunks(
