@@ -273,7 +273,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, uninterrupted, capsys, numb
     if number != signal.SIGKILL:
         assert f"pyar train --resume {folder}" in err
     assert not (folder / "result.json").exists()
-    assert run(capsys, "train", "--resume", folder, "--no-progress", "--threads", "1")[0] == 0
+    options = ["--no-progress", "--threads", "1", "--save-every", "60s"]
+    assert run(capsys, "train", "--resume", folder, *options)[0] == 0
     same_result(folder, uninterrupted)
 
 
