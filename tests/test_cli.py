@@ -21,6 +21,7 @@ from pyar.checkpoint import load
 from pyar.cli import main
 from pyar.cli.parser import MODELS as NAMES
 from pyar.cli.parser import duration, make_parser, shape, sizes
+from pyar.data import load_dataset
 from pyar.models import MODELS
 from pyar.training import TrainingConfig
 
@@ -114,13 +115,41 @@ def test_a_used_folder_is_not_overwritten(trained, capsys):
     assert "--resume" in err
 
 
-def test_model_options_reach_the_model(tmp_path, capsys):
-    options = ["--order", "random", "--mlp-sizes", "5,4", "--input", "scalar", "--seed", "3"]
+@pytest.mark.parametrize("order", ["random", "reverse"])
+def test_model_options_reach_the_model(tmp_path, capsys, order):
+    options = ["--order", order, "--mlp-sizes", "5,4", "--input", "scalar", "--seed", "3"]
     assert run(capsys, "train", "nade", "--out", tmp_path / "x", *options, *QUICK)[0] == 0
     config = load(tmp_path / "x").config
     assert (config["mlp_sizes"], config["input"], config["hidden_size"]) == ([5, 4], "scalar", 8)
     assert sorted(config["order"]) == list(range(64))
     assert config["order"] != list(range(64))
+    assert (config["order"] == list(range(63, -1, -1))) == (order == "reverse")
+    # What a completion keeps is first in that order.
+    arguments = ["complete", tmp_path / "x", "--observed", "0.25", "--out", tmp_path / "c.npz", "--no-progress"]
+    assert run(capsys, *arguments)[0] == 0
+    with np.load(tmp_path / "c.npz") as arrays:
+        assert np.flatnonzero(arrays["observed"]).tolist() == sorted(config["order"][:16])
+
+
+def test_a_run_remembers_its_data_and_starts_at_their_marginals(tmp_path, capsys, monkeypatch):
+    (tmp_path / "data").mkdir()
+    x = np.random.default_rng(0).integers(0, 3, (60, 6), dtype=np.uint8)
+    np.save(tmp_path / "data" / "mine.npy", x)
+    arguments = ["--data", "mine.npy", "--data-dir", tmp_path / "data", "--out", tmp_path / "run", *QUICK[:4]]
+    assert run(capsys, "train", "nade", *arguments, "--learning-rate", "1e-9", "--no-progress")[0] == 0
+    data = load_dataset(str(tmp_path / "data" / "mine.npy"))
+    start = pyar.NADE(6, 3, 8).initialize_from_marginals(data.train)
+    torch.testing.assert_close(load(tmp_path / "run").b, start.b, rtol=0, atol=1e-6)
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, "evaluate", "run", "--json", "--no-progress")
+    assert code == 0
+    assert json.loads(out)["data"] == "mine"
+
+
+def test_a_budget_of_time_replaces_the_default_of_epochs(tmp_path, capsys):
+    options = ["--time-budget", "0.1s", "--hidden-size", "4", "--samples", "0", "--no-progress"]
+    assert run(capsys, "train", "nade", "--out", tmp_path / "x", *options)[0] == 0
+    assert json.loads((tmp_path / "x" / "config.json").read_text())["training"]["epochs"] is None
 
 
 def test_a_pixel_lstm_trains_samples_and_completes(tmp_path, capsys, monkeypatch):
@@ -198,11 +227,11 @@ def wait_for(path: Path, process: subprocess.Popen, lines: int) -> None:
     pytest.fail("the run did not get going")
 
 
-LONG = [
+LONG = [  # of which a signal that comes a second late still finds some
     "train",
     "nade",
     "--epochs",
-    "20",
+    "40",
     "--hidden-size",
     "8",
     "--binarize",
@@ -245,7 +274,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, uninterrupted, capsys, numb
     if number != signal.SIGKILL:
         assert f"pyar train --resume {folder}" in err
     assert not (folder / "result.json").exists()
-    assert run(capsys, "train", "--resume", folder, "--no-progress", "--threads", "1")[0] == 0
+    options = ["--no-progress", "--threads", "1", "--save-every", "60s"]
+    assert run(capsys, "train", "--resume", folder, *options)[0] == 0
     same_result(folder, uninterrupted)
 
 
@@ -260,6 +290,8 @@ def test_resuming_changes_only_the_budget(trained, tmp_path, capsys):
     assert "run of nade" in err
     assert run(capsys, "train", "--resume", folder, "--epochs", "3", "--no-progress")[0] == 0
     assert json.loads((folder / "result.json").read_text())["epochs"] == 3
+    assert run(capsys, "train", "--resume", folder, "--time-budget", "0.1s", "--no-progress")[0] == 0
+    assert json.loads((folder / "config.json").read_text())["training"]["epochs"] is None
     (folder / "config.json").write_text("{")
     code, _, err = run(capsys, "train", "--resume", folder)
     assert code == 1
@@ -355,15 +387,18 @@ def test_wrong_sample_requests(trained, tmp_path, capsys, monkeypatch, arguments
 
 def test_shards_of_two_processes_equal_one_file(trained, tmp_path, capsys, monkeypatch):
     """Each process needs its rank and the number of processes alone, so they can run here one after the other."""
-    assert run(capsys, "sample", trained, "-n", "25", "--out", tmp_path / "x.npz", "--no-progress")[0] == 0
+    np.save(tmp_path / "given.npy", np.random.default_rng(0).integers(0, 2, (25, 5), dtype=np.uint8))
+    arguments = ["sample", trained, "--given", tmp_path / "given.npy", "--first-index", "7", "--no-progress"]
+    assert run(capsys, *arguments, "--out", tmp_path / "x.npz")[0] == 0
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        assert run(capsys, "sample", trained, "-n", "25", "--out", tmp_path / "x.npz", "--no-progress")[0] == 0
+        assert run(capsys, *arguments, "--out", tmp_path / "x.npz")[0] == 0
     with np.load(tmp_path / "x.npz") as whole:
         parts = [np.load(tmp_path / f"x.rank-{rank}-of-2.npz") for rank in (0, 1)]
         for name in ("x", "log_prob"):
             assert np.array_equal(np.concatenate([part[name] for part in parts]), whole[name])
+        assert [int(file["first_index"]) for file in (whole, *parts)] == [7, 7, 19]
     code, _, err = run(capsys, "sample", trained, "--out", tmp_path / "x.png")
     assert code == 1
     assert "torchrun" in err
@@ -374,7 +409,8 @@ def test_shards_of_two_processes_equal_one_file(trained, tmp_path, capsys, monke
 
 def test_completions_keep_what_was_observed(trained, tmp_path, capsys):
     outputs = ["--out", tmp_path / "x.npz", "--out", tmp_path / "x.png"]
-    arguments = ["complete", trained, "-n", "3", "--completions", "4", "--observed", "0.3", "--seed", "2", *outputs]
+    options = ["--completions", "4", "--observed", "0.3", "--seed", "2", "--temperature", "0.7"]
+    arguments = ["complete", trained, "-n", "3", *options, *outputs]
     code, out, _ = run(capsys, *arguments, "--json", "--no-progress")
     assert code == 0
     assert json.loads(out)["observed_dimensions"] == 16  # two of eight rows
@@ -383,7 +419,10 @@ def test_completions_keep_what_was_observed(trained, tmp_path, capsys):
     assert completions.shape == (3, 4, 64)
     assert observed.tolist() == [True] * 16 + [False] * 48
     assert (completions[:, :, :16] == original[:, None, :16]).all()
-    assert not (completions == original[:, None]).all()
+    test = load_dataset("digits", binarize="threshold").test
+    assert np.array_equal(original, test[[0, 59, 119]].numpy())  # spread over the 179 of the split
+    wanted = load(trained).complete(test[[0, 59, 119]], torch.from_numpy(observed), 4, seed=2, temperature=0.7)
+    assert np.array_equal(completions, wanted.numpy())
     with Image.open(tmp_path / "x.png") as image:
         assert image.format == "PNG"
 

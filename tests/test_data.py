@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from pyar.data import DataError, Dataset, download, load_dataset
-from pyar.data.dataset import bernoulli, permutation, quantise
+from pyar.data.dataset import bernoulli, permutation, prepare, quantise
 from pyar.data.files import read_amat, read_idx
 
 
@@ -290,9 +290,11 @@ def test_one_array_is_split_the_same_way_every_time(tmp_path):
 
 
 def test_train_and_test_only(tmp_path):
-    np.savez(tmp_path / "x.npz", train=np.eye(20, 4, dtype=np.uint8), test=np.zeros((3, 4), np.uint8))
+    rows = np.arange(80, dtype=np.uint8).reshape(20, 4)
+    np.savez(tmp_path / "x.npz", train=rows, test=np.zeros((3, 4), np.uint8))
     data = load_dataset(str(tmp_path / "x.npz"))
     assert [len(data.train), len(data.valid), len(data.test)] == [18, 2, 3]
+    assert sorted(torch.cat([data.train, data.valid]).tolist()) == rows.tolist()
 
 
 def test_images_as_arrays(tmp_path):
@@ -311,6 +313,9 @@ def test_real_intensities_need_a_choice(tmp_path):
     with pytest.raises(DataError, match="--levels"):
         load_dataset(str(tmp_path / "x.npy"))
     assert load_dataset(str(tmp_path / "x.npy"), binarize="threshold").num_states == 2
+    nearest = (np.arange(256) - 0.4).clip(0) / 255  # 0, 0.6, 1.6, … of 255
+    np.save(tmp_path / "x.npy", np.tile(nearest.astype(np.float32), (10, 1)))
+    assert load_dataset(str(tmp_path / "x.npy"), levels=256).train[0].tolist() == list(range(256))
 
 
 def test_white_is_asked_for_where_it_is_ambiguous(tmp_path):
@@ -321,6 +326,8 @@ def test_white_is_asked_for_where_it_is_ambiguous(tmp_path):
     data = load_dataset(str(tmp_path / "x.npy"), binarize="threshold", white=16)
     assert data.num_states == 2
     assert "1 above 8 of 16" in data.preparation
+    with pytest.raises(DataError, match="reach 16, more than --white 10"):
+        load_dataset(str(tmp_path / "x.npy"), binarize="threshold", white=10)
     # Values that fit into the asked-for states are those states.
     assert load_dataset(str(tmp_path / "x.npy"), levels=20).num_states == 20
 
@@ -412,12 +419,42 @@ def test_bernoulli_frequencies_and_seeds():
     assert not np.array_equal(drawn, bernoulli(grey, 1))
 
 
+def test_binarisation_of_every_grey_value():
+    grey = np.tile(np.arange(17, dtype=np.uint8), (3000, 1))
+
+    def prepared(binarize: str) -> Dataset:
+        return prepare("x", (grey, grey, grey), white=16, image_shape=None, levels=None, binarize=binarize)
+
+    assert prepared("threshold").test[0].tolist() == [0] * 9 + [1] * 8
+    fixed, dynamic = prepared("fixed"), prepared("dynamic")
+    for x in (fixed.train, fixed.valid, fixed.test, dynamic.train_states(0, 0)):
+        frequencies = x.double().mean(dim=0)
+        assert (frequencies - torch.arange(17) / 16).abs().max() < 0.04
+        assert (frequencies[0], frequencies[16]) == (0, 1)
+    # Equal images of different splits are drawn by themselves.
+    assert not torch.equal(fixed.train, fixed.valid)
+    assert not torch.equal(fixed.valid, fixed.test)
+
+
 def test_dynamic_binarisation_depends_on_seed_and_epoch_alone():
     data = load_dataset("digits", binarize="dynamic")
     assert torch.equal(data.train_states(3, 5), load_dataset("digits", binarize="dynamic").train_states(3, 5))
     assert not torch.equal(data.train_states(3, 5), data.train_states(3, 6))
     assert not torch.equal(data.train_states(3, 5), data.train_states(4, 5))
     assert torch.equal(data.test, load_dataset("digits", binarize="fixed").test)
+
+
+def test_a_fingerprint_tells_states_splits_and_intensities_apart():
+    x, y = torch.zeros(3, 4, dtype=torch.uint8), torch.ones(3, 4, dtype=torch.uint8)
+    sets = [
+        Dataset("x", 2, None, "", x, y, y),
+        Dataset("x", 3, None, "", x, y, y),
+        Dataset("x", 2, None, "", y, x, y),
+        Dataset("x", 2, None, "", x, y, y, intensities=x + 100),
+        Dataset("x", 2, None, "", x, y, y, intensities=x + 101),
+    ]
+    assert len({data.fingerprint() for data in sets}) == len(sets)
+    assert Dataset("another name", 2, (2, 2), "told otherwise", x, y, y).fingerprint() == sets[0].fingerprint()
 
 
 def test_dataset_checks_itself():

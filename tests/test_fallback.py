@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import pyar
+from pyar import native
 
 ROOT = Path(__file__).parent.parent
 
@@ -92,3 +93,17 @@ def test_gives_the_same_numbers(without_extension: dict, name: str) -> None:
     drawn, log_prob = model.sample_and_log_prob(20, seed=5, first_index=3, temperature=0.9)
     assert torch.equal(drawn, theirs["drawn"])
     torch.testing.assert_close(log_prob, theirs["drawn_log_prob"], **close)
+
+
+@pytest.mark.skipif(native._C is None, reason="the extension is not built")
+@pytest.mark.parametrize(
+    ("arguments", "reason", "remedy"),
+    [
+        (("cuda",), "built without CUDA", "PYAR_CUDA=1 pip install"),
+        (("mps",), "no kernels for mps devices", "move the model to a CPU or CUDA device"),
+        (("cuda", "added layers"), "cuda kernels do not have added layers", "move the model to the CPU"),
+    ],
+)
+def test_every_reason_has_a_remedy(arguments: tuple[str, ...], reason: str, remedy: str) -> None:
+    with pytest.warns(UserWarning, match=f"{reason}; the slow PyTorch reference runs instead. Remedy: .*{remedy}"):
+        native.warn_reference.__wrapped__(*arguments)  # beneath the cache that makes it speak once

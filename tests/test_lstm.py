@@ -83,6 +83,32 @@ def test_the_reference_is_torchs_lstm(K: int, H: int, layers: int, scalar: bool)
     torch.testing.assert_close(logits.log_softmax(-1), log_p, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(("D", "K", "layers", "scalar"), [(1, 2, 1, False), (6, 2, 3, True), (4, 4, 2, False)])
+def test_the_references_probabilities_sum_to_one(D: int, K: int, layers: int, scalar: bool) -> None:
+    p = cast(parameters(K, 7, layers, scalar=scalar), torch.float64)
+    assert abs(reference.log_prob(all_states(D, K), *p).exp().sum().item() - 1) < 1e-10
+
+
+@pytest.mark.parametrize(("K", "layers", "scalar"), [(2, 1, True), (3, 2, False)])
+def test_the_references_conditionals_depend_on_earlier_dimensions_alone(K: int, layers: int, scalar: bool) -> None:
+    p, x = cast(parameters(K, 7, layers, scalar=scalar), torch.float64), random_states(4, 6, K)
+    before = reference.logits(x, *p).reshape(4, 6, -1)
+    for i in range(6):
+        changed = x.clone()
+        changed[:, i] = (x[:, i] + 1) % K
+        after = reference.logits(changed, *p).reshape(4, 6, -1)
+        assert torch.equal(after[:, : i + 1], before[:, : i + 1])
+        assert ((after - before)[:, i + 1 :].abs().amax(dim=(0, 2)) > 1e-8).all()
+
+
+@pytest.mark.parametrize(("K", "layers", "scalar"), [(2, 1, True), (3, 2, False)])
+def test_the_references_gradients(K: int, layers: int, scalar: bool) -> None:
+    p, x = leaves(cast(parameters(K, 3, layers, scalar=scalar), torch.float64)), random_states(3, 4, K)
+    for function in (reference.log_prob, reference.logits):
+        call = lambda *tensors, function=function: function(x, tensors[:-2], *tensors[-2:])  # noqa: E731
+        assert torch.autograd.gradcheck(call, [*p[0], *p[1:]])
+
+
 @pytest.mark.each_level
 @pytest.mark.parametrize("checkpoint_steps", [None, 0, 2])
 @pytest.mark.parametrize(
@@ -134,6 +160,43 @@ def test_gradients_are_the_same_bits_for_every_checkpoint_and_thread_count(resto
             grads = gradients(lstm_log_prob(x, *q, checkpoint_steps=checkpoint_steps).sum(), q)
             expected = grads if expected is None else expected
             assert all(torch.equal(one, two) for one, two in zip(grads, expected, strict=True))
+
+
+@settings(max_examples=15)
+@examples(
+    B=st.integers(0, 20),
+    D=st.integers(1, 8),
+    K=st.sampled_from([2, 3, 16, 17]),
+    H=st.integers(1, 35),
+    layers=st.integers(1, 4),
+    scalar=st.booleans(),
+    checkpoint_steps=st.sampled_from([None, 0, 1, 3]),
+    is_long=st.booleans(),
+    is_strided=st.booleans(),
+    seed=st.integers(0, 100),
+)
+def test_log_prob_and_gradients_of_any_shape_dtype_and_stride(
+    B, D, K, H, layers, scalar, checkpoint_steps, is_long, is_strided, seed
+) -> None:
+    p, x = parameters(K, H, layers, scalar=scalar, seed=seed), random_states(B, D, K, seed=seed)
+    upstream = torch.linspace(-1.0, 2.0, B)
+
+    def value_and_gradients(function, dtype: torch.dtype, **options) -> list[Tensor]:
+        q = leaves(cast(p, dtype))
+        weights, head_weight, head_bias = q
+        states = x.long() if is_long else x
+        if is_strided and dtype == torch.float32:
+            weights = [torch.stack((w, w), dim=-1)[..., 0] for w in weights]
+            head_weight = head_weight.T.contiguous().T
+            states = torch.stack((states, states), dim=2).flatten(1)[:, ::2]
+        log_prob = function(states, weights, head_weight, head_bias, **options)
+        return [log_prob.detach(), *gradients((log_prob * upstream).sum(), q)]
+
+    actual = value_and_gradients(lstm_log_prob, torch.float32, checkpoint_steps=checkpoint_steps)
+    exact = value_and_gradients(reference.log_prob, torch.float64)
+    for one, two in zip(actual, exact, strict=True):
+        scale = two.abs().max().item() if two.numel() else 0.0
+        torch.testing.assert_close(one.double(), two, rtol=0, atol=2e-5 * (1 + scale))
 
 
 def test_checkpoints_keep_less_memory() -> None:
@@ -202,6 +265,14 @@ def test_samples_follow_the_enumerated_law() -> None:
     assert_follows_law(sample(p, N, D)[0], log_law, wrong, K)
 
 
+def test_a_boundary_belongs_to_the_state_above_it() -> None:
+    """Where u·Σw is w_0 + … + w_k in float32, the state drawn is k + 1: draws enough that there are such uniforms."""
+    K, D, N = 255, 9, 60_000
+    target = uniforms(5, 0, N, D) * K  # all weights are 1
+    assert (target == target.floor()).sum() >= 2
+    assert torch.equal(sample(parameters(K, 1, scale=0.0), N, D, seed=5)[0], target.floor().to(torch.uint8))
+
+
 @pytest.mark.each_level
 @pytest.mark.parametrize(("K", "H", "layers"), [(2, 20, 1), (10, 33, 2), (200, 17, 1)])
 def test_samples_depend_on_nothing_but_the_seed_and_their_index(
@@ -216,6 +287,16 @@ def test_samples_depend_on_nothing_but_the_seed_and_their_index(
             part, part_log_prob = sample(p, count, D, first_index=first)
             assert torch.equal(part, x[first : first + count])
             assert torch.equal(part_log_prob, log_prob[first : first + count])
+
+
+@pytest.mark.parametrize("steps", [0, 8])
+def test_what_is_kept_holds_nothing_of_earlier_memory(steps: int) -> None:
+    p, x = parameters(3, 17, 2), random_states(3, 9, 3)
+    kept = torch.ops.pyar.lstm_log_prob(x, *p, steps, True)[1]
+    for _ in range(5):
+        rubbish = torch.full_like(kept, torch.nan)
+        del rubbish  # the next block of that size is likely to be this one
+        assert torch.equal(torch.ops.pyar.lstm_log_prob(x, *p, steps, True)[1], kept)
 
 
 def test_concurrent_and_nested_calls_agree_and_end() -> None:
@@ -362,6 +443,8 @@ def test_threads_share_what_is_kept() -> None:
 @pytest.mark.each_level
 def test_bfloat16_weights_are_the_rounded_weights() -> None:
     p = parameters(10, 37, 2)
+    for w in p[0]:  # what lies halfway between two numbers of bfloat16 goes to the even one
+        w[::3] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8]).repeat(w[::3].numel())[: w[::3].numel()].view_as(w[::3]) / 8
     rounded = (round_weights(p[0], torch.bfloat16), *p[1:])
     x, log_prob = sample(p, 60, 20, weight_dtype=torch.bfloat16)
     for one, two in zip((x, log_prob), sample(rounded, 60, 20), strict=True):
@@ -369,6 +452,10 @@ def test_bfloat16_weights_are_the_rounded_weights() -> None:
     assert torch.equal(log_prob, lstm_log_prob(x, *rounded))
     difference = (lstm_log_prob(x, *p) - lstm_log_prob(x, *rounded)).abs()
     assert 0 < difference.max() < 0.02 * lstm_log_prob(x, *p).abs().max()
+    for pattern in (0x7FFFFFFF, -1):  # NaN of either sign, which adding up to round would carry to zero
+        p[0][1].view(torch.int32)[0, 0] = pattern
+        with pytest.raises(RuntimeError, match="NaN or infinite"):
+            sample(p, 3, 4, weight_dtype=torch.bfloat16)
 
 
 def test_gradients_pass_straight_through_the_rounding() -> None:
@@ -398,6 +485,12 @@ def test_extreme_weights(N: int) -> None:
     torch.testing.assert_close(log_prob.double(), expected, rtol=1e-4, atol=1e-2)
     q = leaves(p)
     assert all(g.isfinite().all() for g in gradients(lstm_log_prob(x, *q).sum(), q))
+    for shift in (-500.0, 500.0):  # logits are free up to a constant
+        shifted = head_bias + shift
+        x, log_prob = sample((weights, head_weight / 50, shifted), N, 6)
+        expected = lstm_log_prob(x, weights, head_weight / 50, head_bias)
+        torch.testing.assert_close(log_prob, expected, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(lstm_log_prob(x, weights, head_weight / 50, shifted), expected, rtol=1e-4, atol=1e-3)
     forbidden = (weights, torch.zeros(4, 16), torch.tensor([0.0, -torch.inf, 0.0, -torch.inf]))
     x, log_prob = sample(forbidden, 50, 6)
     assert set(x.unique().tolist()) == {0, 2}
@@ -414,9 +507,20 @@ def test_extreme_weights(N: int) -> None:
                 assert lstm_log_prob(random_states(N, 6, 4), *spoiled).isnan().all()
 
 
+@pytest.mark.parametrize("bad_row", [0, 100, 249])
+def test_one_sample_without_a_distribution_is_enough(bad_row: int) -> None:
+    p = parameters(3, 6)
+    p[0][0][:, 1] = torch.nan  # what state 1 adds to the gates
+    given = torch.zeros(250, 1, dtype=torch.uint8)
+    assert sample(p, 250, 1, given=given)[1].eq(0).all()
+    given[bad_row] = 1
+    with pytest.raises(RuntimeError, match="NaN or infinite"):
+        sample(p, 250, 2, given=given)
+
+
 def test_logits_are_the_references() -> None:
-    for K in (2, 5):
-        p, x = parameters(K, 12, 2), random_states(6, 9, K)
+    for K, D in ((2, 9), (5, 9), (3, 1)):
+        p, x = parameters(K, 12, 2), random_states(6, D, K)
         expected = reference.logits(x, *cast(p, torch.float64))
         torch.testing.assert_close(lstm_logits(x, *p).double(), expected, rtol=1e-4, atol=1e-5)
 
@@ -483,6 +587,8 @@ def test_bad_arguments_are_named() -> None:
             lstm_log_prob(states, *p)
     with pytest.raises(RuntimeError, match="must hold states"):
         torch.ops.pyar.lstm_log_prob(x + 3, *p, 0, False)
+    with pytest.raises(RuntimeError, match="given must hold states"):
+        torch.ops.pyar.lstm_sample(*p, torch.tensor(0), 4, 0, 5, 1.0, x + 3)
     with pytest.raises(ValueError, match="checkpoint_steps"):
         lstm_log_prob(x, *p, checkpoint_steps=-1)
     with pytest.raises(ValueError, match="4 layers, got 3 tensors"):

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from oracle import all_states, assert_follows_law, assert_inverse_cdf, random_states
 from torch import Tensor
 
@@ -100,6 +102,35 @@ def test_an_order_permutes_the_dimensions(build: Callable) -> None:
     drawn, log_prob = permuted.sample_and_log_prob(20, seed=1)
     assert torch.equal(drawn[:, ORDER], plain.sample(20, seed=1))
     torch.testing.assert_close(log_prob, permuted.log_prob(drawn))
+
+
+@settings(max_examples=25)
+@given(
+    family=st.sampled_from([pyar.NADE, pyar.PixelLSTM]),
+    order=st.integers(1, 12).flatmap(lambda dim: st.permutations(range(dim))),
+    K=st.sampled_from([2, 3, 10]),
+    is_long=st.booleans(),
+    is_transposed=st.booleans(),
+)
+def test_any_order_permutes_the_dimensions(
+    family: type[AutoregressiveModel], order: list[int], K: int, is_long: bool, is_transposed: bool
+) -> None:
+    dim = len(order)
+    plain, permuted = randomise(family(dim, K, 6)), randomise(family(dim, K, 6, order=order))
+    x = random_states(9, dim, K)
+    x = x.long() if is_long else x
+    x = x.T.contiguous().T if is_transposed else x
+    in_order = x[:, order]
+    assert torch.equal(permuted.log_prob(x), plain.log_prob(in_order))
+    assert torch.equal(permuted.logits(x)[:, order], plain.logits(in_order))
+    assert torch.equal(permuted.mean_nll(x), plain.mean_nll(in_order))
+    kept = order[: dim // 2]
+    observed = torch.zeros(dim, dtype=torch.bool)
+    observed[kept] = True
+    completed = permuted.complete(x, observed, 2, seed=3)
+    assert torch.equal(completed[:, :, kept], x[:, None, kept].expand(-1, 2, -1).to(torch.uint8))
+    given_rows = in_order[:, : len(kept)].repeat_interleave(2, dim=0)
+    assert torch.equal(completed.flatten(0, 1)[:, order], plain.sample(18, seed=3, given=given_rows))
 
 
 def test_mean_nll_and_its_gradient(model: AutoregressiveModel) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,13 +90,9 @@ def reference_gradients(
     return list(zip(*results, strict=True))
 
 
-@pytest.mark.each_level
-@pytest.mark.parametrize("zeros", [0.0, 0.85])
-@pytest.mark.parametrize(("D", "K", "H", "options"), SHAPES)
-def test_gradients_are_the_references(
-    D: int, K: int, H: int, options: dict, zeros: float, device: torch.device
+def assert_gradients_are_the_references(
+    B: int, D: int, K: int, H: int, options: dict, zeros: float, device: torch.device
 ) -> None:
-    B = 19
     parameters = nade_parameters(D, K, H, device=device, **options)
     x = random_states(B, D, K, zeros=zeros).to(device)
     generator = torch.Generator().manual_seed(1)
@@ -109,6 +109,23 @@ def test_gradients_are_the_references(
         names = ["W", "c", "V", "b", *(f"mlp[{i}]" for i in range(len(parameters.mlp)))]
         for name, *triple in zip(names, actual, float32, float64, strict=True):
             assert_as_accurate(*triple, f"{ours.__name__}'s gradient of {name}")
+
+
+@pytest.mark.each_level
+@pytest.mark.parametrize("zeros", [0.0, 0.85])
+@pytest.mark.parametrize(("D", "K", "H", "options"), SHAPES)
+def test_gradients_are_the_references(
+    D: int, K: int, H: int, options: dict, zeros: float, device: torch.device
+) -> None:
+    assert_gradients_are_the_references(19, D, K, H, options, zeros, device)
+
+
+@pytest.mark.each_level
+@pytest.mark.parametrize("B", [128, 300])
+@pytest.mark.parametrize(("K", "options"), [(2, {}), (7, {}), (3, {"scalar": True}), (5, {"mlp_sizes": (11,)})])
+def test_gradients_of_batches_that_are_divided(B: int, K: int, options: dict, device: torch.device) -> None:
+    """The CPU computes the gradients of 128 samples at a time at most and adds those of the next 128 to them."""
+    assert_gradients_are_the_references(B, 14, K, 20, options, 0.5, device)
 
 
 @pytest.mark.parametrize("scalar", [False, True])
@@ -258,6 +275,15 @@ def test_a_model_of_zeros_draws_the_uniform_itself(K: int, device: torch.device)
     torch.testing.assert_close(log_prob.cpu(), torch.full((N,), -D * math.log(K)), rtol=1e-6, atol=0)
 
 
+def test_a_boundary_belongs_to_the_state_above_it(device: torch.device) -> None:
+    """Where u·Σw is w_0 + … + w_k in float32, the state drawn is k + 1: draws enough that there are such uniforms."""
+    K, D, N = 255, 9, 60_000
+    target = uniforms(5, 0, N, D) * K  # all weights are 1
+    assert (target == target.floor()).sum() >= 2
+    x, _ = nade_sample(*nade_parameters(D, K, 1, scale=0.0, device=device), seed=seed_on(device, 5), num_samples=N)
+    assert torch.equal(x.cpu(), target.floor().to(torch.uint8))
+
+
 @pytest.mark.each_level
 @pytest.mark.parametrize(("K", "options"), [(2, {}), (2, {"mlp_sizes": (12,)}), (10, {}), (10, {"scalar": True})])
 def test_bits_do_not_depend_on_threads_or_chunks(
@@ -327,6 +353,23 @@ def test_extreme_parameters_stay_exact(K: int, device: torch.device) -> None:
     assert torch.isfinite(log_prob).all()
 
 
+@pytest.mark.each_level
+@pytest.mark.parametrize("state", [0, 1])
+def test_sure_conditionals_keep_their_digits(state: int) -> None:
+    """With p = p(x), neither ln p = −(1 − p) nor its slope 1 − p in the logit becomes zero where p rounds to 1."""
+    x = torch.full((1, 161), state, dtype=torch.uint8)
+    zeros, sign = nade_parameters(161, 2, 5, scale=0.0), 2 * state - 1
+    parameters = zeros._replace(b=torch.linspace(-80, 80, 161)[:, None])
+    for function in (nade_log_prob, lambda *arguments: -nade_mean_nll(*arguments)):
+        actual = gradients(function, x, parameters, None)[3]
+        expected = sign * torch.sigmoid(-sign * parameters.b.double())
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=0)
+    for logit in (10.0, 20.0, 40.0, 80.0):
+        actual = nade_log_prob(x, *zeros._replace(b=torch.full((161, 1), sign * logit)))
+        expected = 161 * torch.nn.functional.logsigmoid(torch.tensor([logit], dtype=torch.float64))
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=0)
+
+
 def test_empty_batches(device: torch.device) -> None:
     for K, mlp_sizes in [(2, ()), (5, ()), (5, (4,))]:
         parameters = nade_parameters(6, K, 7, mlp_sizes=mlp_sizes, device=device)
@@ -350,3 +393,47 @@ def test_arguments_are_left_as_they_are(device: torch.device) -> None:
     nade_sample(*parameters, seed=seed_on(device, 0), num_samples=6, given=x[:, :3])
     assert torch.equal(x, x_before)
     assert all(torch.equal(one, two) for one, two in zip(parameters.tensors, before.tensors, strict=True))
+
+
+PEAK_MEMORY = """
+import torch
+from pathlib import Path
+from oracle import nade_parameters, random_states
+from pyar.ops.nade import nade_log_prob, nade_mean_nll, nade_sample
+
+def megabytes(name):
+    return int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0]) / 1024
+
+torch.set_num_threads(1)
+parameters, x = nade_parameters(784, 2, 500).leaves(), random_states(1000, 784, 2, zeros=0.87)
+for step in (
+    lambda x: nade_mean_nll(x, *parameters).backward(),
+    lambda x: nade_log_prob(x, *parameters).sum().backward(),
+    lambda x: nade_sample(*parameters, seed=torch.tensor(0), num_samples=len(x)),
+):
+    step(x[:2])  # loads what is loaded once, and makes the gradients
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak: proc_pid_clear_refs(5)
+    before = megabytes("VmRSS")
+    step(x)
+    print(megabytes("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from /proc")
+def test_peak_memory_is_far_below_a_tensor_of_batch_dimensions_and_units() -> None:
+    """A gradient step of B = 1000 at D = 784, H = 500 takes less than 100 MB beside what is there; B·D·H is 1.6 GB."""
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    # Blocks of memory from the system and back to it at once: none that was freed before serves unseen.
+    environment = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+    }
+    command = [sys.executable, "-c", PEAK_MEMORY]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    peaks = [float(line) for line in result.stdout.split()]
+    assert len(peaks) == 3
+    assert 5 < peaks[0] < 100, peaks
+    assert 5 < peaks[1] < 100, peaks
+    assert peaks[2] < 30, peaks

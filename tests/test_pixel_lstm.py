@@ -95,16 +95,6 @@ def test_the_weight_dtype_is_stored(tmp_path, monkeypatch) -> None:
     assert pyar.load(tmp_path / "old.safetensors").weight_dtype == "float32"
 
 
-def test_completion_keeps_what_was_observed() -> None:
-    model = pyar.PixelLSTM(6, 3, 8)
-    x = random_states(3, 6, 3)
-    completed = model.complete(x, torch.arange(6) < 4, num_samples=5, seed=1)
-    assert completed.shape == (3, 5, 6)
-    assert (completed[..., :4] == x[:, None, :4]).all()
-    with pytest.raises(ValueError, match="must come first"):
-        model.complete(x, torch.arange(6) > 4, seed=1)
-
-
 @pytest.mark.parametrize(("num_layers", "weight_dtype"), [(1, "float32"), (2, "float32"), (2, "bfloat16")])
 def test_training_learns_a_copy_task(num_layers: int, weight_dtype: str) -> None:
     """x_d repeats x_0: a state must be carried through all steps, which the loss ln 2 needs and 6·ln 2 does not."""

@@ -13,7 +13,9 @@ import torch
 
 import pyar
 from pyar.checkpoint import STATE_FILE, CheckpointError, load, load_state
+from pyar.cli import main
 from pyar.data import Dataset, load_dataset
+from pyar.evaluation import evaluate
 from pyar.training import Trainer, TrainingConfig, TrainingError, model_defaults, training_defaults
 from pyar.training.parallel import Group
 
@@ -108,6 +110,7 @@ def test_stopped_and_resumed_gives_the_same_bits(tmp_path, stop_at, settings):
     assert (stopped.reason, stopped.signal, stopped.steps) == ("interrupted", signal.SIGINT, stop_at + 1)
     again = make(tmp_path / "parts", **settings)
     again.resume()
+    assert again.seconds >= stopped.seconds > 0  # a budget of time counts what was used before
     result = again.run()
     assert torch.equal(weights(again), weights(whole))
     assert (result.best_valid_nll, result.best_step) == (wanted.best_valid_nll, wanted.best_step)
@@ -179,11 +182,24 @@ def test_an_epoch_sees_every_example_once_in_a_new_order(tmp_path):
 
 
 def test_patience_ends_the_run(tmp_path):
-    result = make(tmp_path, epochs=500, learning_rate=0.3, patience=2, schedule="constant").run()
+    settings = {"epochs": 500, "learning_rate": 0.3, "patience": 2, "schedule": "constant"}
+    result = make(tmp_path, **settings).run()
     assert result.reason == "patience"
     logged = evaluations(tmp_path)
     assert [r["best"] for r in logged[-2:]] == [False, False]
     assert logged[-3]["best"]
+    # Stopped between the two evaluations without a better one, it ends at the same step.
+    parts = make(tmp_path / "parts", **settings)
+    Stopper(parts, result.steps - 4, signal.SIGTERM)
+    parts.run()
+    again = make(tmp_path / "parts", **settings)
+    again.resume()
+    end = again.run()
+    assert (end.reason, end.steps) == ("patience", result.steps)
+    for patience, finished in ((2, "patience"), (9, None)):
+        later = make(tmp_path / "parts", **{**settings, "patience": patience})
+        later.resume()
+        assert later.finished == finished
 
 
 def test_a_time_budget_ends_the_run_with_the_rate_near_zero(tmp_path):
@@ -196,11 +212,78 @@ def test_a_time_budget_ends_the_run_with_the_rate_near_zero(tmp_path):
 
 
 def test_divergence_is_told(tmp_path):
-    trainer = make(tmp_path, learning_rate=0.02)
+    trainer = make(tmp_path)
     with torch.no_grad():
         trainer.model.b.fill_(float("nan"))
-    with pytest.raises((TrainingError, RuntimeError), match=r"no longer a number|[Nn]a[Nn]|finite"):
+    with pytest.raises(TrainingError, match=r"no longer a number at step 8 .*Lower --learning-rate"):
         trainer.run()
+
+
+def test_what_was_best_before_a_divergence_is_kept(tmp_path):
+    trainer = make(tmp_path)
+    inner = trainer._step
+
+    def step(*arguments):
+        if trainer.step == 10:
+            with torch.no_grad():
+                trainer.model.b.fill_(float("nan"))
+        return inner(*arguments)
+
+    trainer._step = step
+    with pytest.raises(TrainingError, match="no longer a number at step 16"):
+        trainer.run()
+    best = evaluations(tmp_path)[0]
+    valid = -load(tmp_path).log_prob(toy().valid).double().mean().item()
+    assert valid == pytest.approx(best["valid_nll"], rel=1e-6)
+
+
+def test_the_log_tells_the_means_and_the_error(tmp_path):
+    trainer = make(tmp_path, epochs=2, learning_rate=1e-12)  # so that every step is of the same weights
+    trainer.run()
+    train = -trainer.model.log_prob(toy().train).double().mean().item()
+    valid = evaluate(trainer.model, toy(), "valid")
+    for record in evaluations(tmp_path):
+        assert record["train_nll"] == pytest.approx(train, rel=1e-6)
+        assert record["valid_nll"] == pytest.approx(valid.nll, rel=1e-6)
+        # Of the population, not of the sample.
+        assert record["valid_standard_error"] == pytest.approx(valid.standard_error * (39 / 40) ** 0.5, rel=1e-4)
+
+
+def test_weights_decay_and_biases_do_not(tmp_path):
+    trainer = make(tmp_path, weight_decay=0.25)
+    decays = {p: group["weight_decay"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    model = trainer.model
+    assert (decays[model.W], decays[model.V], decays[model.c]) == (0.25, 0.25, 0.0)
+
+
+def test_the_average_forgets_the_first_weights_soon(tmp_path):
+    """After one step it is nine tenths of the new weights, whatever its later memory."""
+    start = weights(make(tmp_path / "start"))
+    one_step = {"epochs": 1 / 8}
+    plain, averaged = make(tmp_path / "plain", **one_step), make(tmp_path / "average", ema=0.99, **one_step)
+    plain.run()
+    averaged.run()
+    torch.testing.assert_close(weights(averaged), 0.1 * start + 0.9 * weights(plain))
+
+
+class OtherIsStopped(Group):
+    """The first of two processes, of which the second has no rows, and is told to stop."""
+
+    def share(self, count: int) -> slice:
+        return slice(0, count)
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.numel() > 2:  # gradients, loss, progress, and whether to stop
+            tensor[-1] += 1
+        return tensor
+
+    def broadcast_(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+
+def test_all_processes_stop_when_one_is_told_to(tmp_path):
+    result = make(tmp_path, group=OtherIsStopped(0, 2)).run()
+    assert (result.reason, result.steps, result.signal) == ("interrupted", 1, signal.SIGTERM)
 
 
 def test_the_average_is_what_is_kept(tmp_path):
@@ -280,11 +363,17 @@ import test_training
 from pyar.training.parallel import process_group
 torch.set_num_threads(1)
 with process_group("cpu") as group:
-    # A learning rate of almost nothing: the gradients of all three epochs' last batches are of the same weights.
-    trainer = test_training.make(sys.argv[1], group=group, batch_size=int(sys.argv[2]), epochs=1, learning_rate=1e-12)
-    trainer.run()
-    if group.is_main:
-        torch.save([p.grad for p in trainer.model.parameters()], sys.argv[1] + "/gradient.pt")
+    for batch_size in map(int, sys.argv[2:]):
+        # A learning rate of almost nothing: the gradients of all batches are of the same weights.
+        folder = f"{sys.argv[1]}/{batch_size}"
+        settings = dict(group=group, batch_size=batch_size, epochs=1, learning_rate=1e-12)
+        trainer = test_training.make(folder, **settings)
+        if not group.is_main:  # what the processes start from is rank 0's
+            for p in trainer.parameters:
+                p.detach().zero_()
+        trainer.run()
+        if group.is_main:
+            torch.save([p.grad for p in trainer.model.parameters()], f"{folder}/gradient.pt")
 # The group is gone, not only left: its threads could otherwise bring the process down as the interpreter ends.
 names = [open(path).read() for path in glob.glob("/proc/self/task/*/comm")]
 assert not [name for name in names if "gloo" in name], names
@@ -314,20 +403,38 @@ def torchrun(processes: int, *arguments: str, **environment: str) -> subprocess.
     )
 
 
-@pytest.mark.parametrize("batch_size", [33, 249])  # the last batches have 19 rows, and 1: a process without rows
-def test_two_processes_have_the_gradient_of_one(tmp_path, batch_size):
+def test_two_processes_have_the_gradient_of_one(tmp_path):
     script = tmp_path / "step.py"
     script.write_text(STEP)
-    done = torchrun(2, str(script), str(tmp_path), str(batch_size))
+    batch_sizes = (33, 249)  # the last batches have 19 rows, and 1: a process without rows
+    done = torchrun(2, str(script), str(tmp_path), *map(str, batch_sizes))
     assert done.returncode == 0, done.stderr
-    theirs = torch.load(tmp_path / "gradient.pt", weights_only=True)
-    alone = make(tmp_path / "alone", batch_size=batch_size, epochs=1, learning_rate=1e-12)
-    alone.run()
-    for gradient, p in zip(theirs, alone.model.parameters(), strict=True):
-        assert torch.allclose(gradient, p.grad, rtol=1e-5, atol=1e-7)
-    mine, together = evaluations(tmp_path / "alone")[-1], evaluations(tmp_path)[-1]
-    for key in ("train_nll", "valid_nll", "valid_standard_error"):
-        assert together[key] == pytest.approx(mine[key], rel=1e-5)
+    for batch_size in batch_sizes:
+        folder = tmp_path / str(batch_size)
+        theirs = torch.load(folder / "gradient.pt", weights_only=True)
+        alone = make(tmp_path / f"alone-{batch_size}", batch_size=batch_size, epochs=1, learning_rate=1e-12)
+        alone.run()
+        for gradient, p in zip(theirs, alone.model.parameters(), strict=True):
+            assert torch.allclose(gradient, p.grad, rtol=1e-5, atol=1e-7)
+        mine, together = evaluations(tmp_path / f"alone-{batch_size}")[-1], evaluations(folder)[-1]
+        for key in ("train_nll", "valid_nll", "valid_standard_error"):
+            assert together[key] == pytest.approx(mine[key], rel=1e-5)
+
+
+def test_the_command_under_torchrun_trains_one_model(tmp_path):
+    """Two processes name one folder, write it once and end where one process ends."""
+    arguments = ["train", "nade", "--epochs", "2", "--hidden-size", "8", "--binarize", "threshold", "--clip-norm", "1"]
+    arguments += ["--samples", "0", "--no-progress", "--json"]
+    done = torchrun(2, "--no-python", sys.executable, "-m", "pyar", *arguments, "--out", str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    assert main([*arguments, "--out", str(tmp_path / "one")]) == 0
+    one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
+    assert json.loads(done.stdout) == two
+    assert two["steps"] == one["steps"]
+    for split in ("valid", "test"):
+        assert two[split]["nll_nats"] == pytest.approx(one[split]["nll_nats"], rel=1e-4)
+    logged = evaluations(tmp_path / "two")
+    assert [record["step"] for record in logged] == [record["step"] for record in evaluations(tmp_path / "one")]
 
 
 def test_digits_train_in_a_moment(tmp_path):

@@ -210,7 +210,7 @@ def _torch_outputs(x: Tensor, weights: Sequence[Tensor], head_weight: Tensor, he
     if B == 0 or D == 0:  # torch.lstm refuses these
         return (head_weight.sum() + head_bias.sum() + sum(w.sum() for w in weights)) * head_bias.new_zeros(B, D, K)
     inputs = head_weight.new_zeros(B, D, weights[0].shape[1])
-    inputs[:, 1:] = reference.encode(x[:, :-1].reshape(-1), weights[0], K).view(B, D - 1, -1)
+    inputs[:, 1:] = reference.encode(x[:, :-1].reshape(-1), weights[0], K).view(B, D - 1, inputs.shape[2])
     zeros = head_weight.new_zeros(layers, B, head_weight.shape[1])
     h, _, _ = torch.lstm(inputs, (zeros, zeros), list(weights), True, layers, 0.0, False, False, True)
     return torch.nn.functional.linear(h, head_weight, head_bias)
