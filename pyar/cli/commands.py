@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pyar
 from pyar.checkpoint import atomic_write
 from pyar.cli.common import UserError, data_of_run, load_run, note, set_up, user_errors
 from pyar.data.files import read_numpy
-from pyar.evaluation import log_probs, summarise
+from pyar.evaluation import check_fits, log_probs, summarise
 from pyar.models import AutoregressiveModel
 from pyar.plots import save_completions, save_sheet
 from pyar.sampling import open_writer, sample_chunks, shard_path, shard_range
@@ -28,20 +29,16 @@ _SHEET_LIMIT = 400  # samples on a sheet; more could not be told apart
 def evaluate(arguments: argparse.Namespace) -> int:
     """Prints the exact NLL of a split."""
     device = set_up(arguments)
+    if arguments.out is not None:
+        _check_outputs([arguments.out], (".npy",))
     model, extra = load_run(arguments.run, device)
     dataset = data_of_run(arguments, extra)
-    if (dataset.dim, dataset.num_states) != (model.dim, model.num_states):
-        raise UserError(
-            f"{arguments.run} is a model of {model.dim} dimensions with {model.num_states} states, but "
-            f"{dataset.describe()} has {dataset.dim} with {dataset.num_states}"
-        )
-    x = dataset.split(arguments.split)
-    log_prob = log_probs(model, x, arguments.batch_size, progress=arguments.progress)
+    with user_errors(ValueError):
+        check_fits(model, dataset)
+    log_prob = log_probs(model, dataset.split(arguments.split), arguments.batch_size, progress=arguments.progress)
     with user_errors(ValueError):
         result = summarise(log_prob, dataset, arguments.split)
     if arguments.out is not None:
-        if not arguments.out.endswith(".npy"):
-            raise UserError(f"--out should end in .npy, not {arguments.out!r}")
         with atomic_write(arguments.out) as file:
             np.save(file, log_prob.numpy(), allow_pickle=False)
     print(json.dumps({"model": model.name, "run": arguments.run, **result.to_json()}) if arguments.json else result)
@@ -119,13 +116,14 @@ def sample(arguments: argparse.Namespace) -> int:
             )
             for path in written
         ]
-        log_prob_sum = 0.0
+        log_prob_sum, start = 0.0, time.monotonic()
         for x, log_prob in chunks:
             for writer in writers:
                 writer.write(x, log_prob)
             log_prob_sum += log_prob.double().sum().item()
             if sheets and sum(map(len, shown)) < _SHEET_LIMIT:
                 shown.append(x[:_SHEET_LIMIT].cpu())
+        seconds = time.monotonic() - start
     for path in sheets:
         x = torch.cat(shown)[:_SHEET_LIMIT]
         save_sheet(x, path, model.num_states, _image_shape(extra), arguments.columns)
@@ -139,12 +137,14 @@ def sample(arguments: argparse.Namespace) -> int:
         "first_index": arguments.first_index + first,
         "temperature": arguments.temperature,
         "mean_log_prob_nats": log_prob_sum / number if number else None,
+        "seconds": seconds,
     }
     if arguments.json:
         print(json.dumps(result))
     elif number:
         print(
-            f"{number:,} samples, mean log-probability {log_prob_sum / number:.2f} nats: {', '.join(written + sheets)}"
+            f"{number:,} samples in {seconds:.2f} s ({number / seconds:,.0f}/s), mean log-probability "
+            f"{log_prob_sum / number:.2f} nats: {', '.join(written + sheets)}"
         )
     return 0
 
@@ -172,9 +172,9 @@ def complete(arguments: argparse.Namespace) -> int:
         source = arguments.examples
     else:
         dataset = data_of_run(arguments, extra)
+        with user_errors(ValueError):
+            check_fits(model, dataset)
         x, shape, source = dataset.split(arguments.split), dataset.image_shape, f"{dataset.name} {arguments.split}"
-        if dataset.num_states != model.num_states:
-            raise UserError(f"{arguments.run} has {model.num_states} states, {dataset.describe()}")
     if x.ndim != 2 or x.shape[1] != model.dim:
         raise UserError(f"{source} should be [N, {model.dim}], but is {list(x.shape)}")
     if arguments.first is None:  # spread over all of them, since data sets are often sorted by class

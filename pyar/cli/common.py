@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,12 +42,13 @@ def set_up(arguments: argparse.Namespace) -> torch.device:
     name = arguments.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    with user_errors(RuntimeError):
-        device = torch.device(name)
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
+        raise UserError(f"--device should be auto, cpu, cuda or cuda:0, cuda:1, …, but is {name!r}")
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: this torch ({torch.__version__}) finds no CUDA device; use --device cpu")
-    with user_errors(RuntimeError, AssertionError, NotImplementedError):
-        torch.empty(0, device=device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: the last device here is cuda:{torch.cuda.device_count() - 1}")
     return device
 
 
@@ -82,7 +84,14 @@ def data_of_run(arguments: argparse.Namespace, extra: dict[str, Any]) -> Dataset
             stored = {name: value for name, value in stored.items() if name not in ("levels", "binarize")}
         spec = {**stored, **spec}
         data_dir = data_dir or _stored_data_dir(Path(arguments.run))
-    return load_data(spec, data_dir=data_dir, cache_dir=arguments.cache_dir, progress=arguments.progress)
+    try:
+        return load_data(spec, data_dir=data_dir, cache_dir=arguments.cache_dir, progress=arguments.progress)
+    except DataError as error:
+        if arguments.data is not None:
+            raise
+        raise UserError(
+            f"the data that {arguments.run} was trained on: {error}\nSay where they are with --data-dir or --data"
+        ) from error
 
 
 def _stored_data_dir(run: Path) -> str | None:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from pyar.checkpoint import MODEL_FILE, STATE_FILE, CheckpointError, load_state, save_model, save_state
 from pyar.data import Dataset
-from pyar.evaluation import log_probs
+from pyar.evaluation import check_fits, log_probs
 from pyar.models import AutoregressiveModel
 from pyar.plots import save_learning_curve
 from pyar.training.config import TrainingConfig
@@ -110,11 +110,7 @@ class Trainer:
         progress: bool = False,
         extra: dict[str, Any] | None = None,
     ) -> None:
-        if (model.dim, model.num_states) != (dataset.dim, dataset.num_states):
-            raise ValueError(
-                f"the model is of {model.dim} dimensions with {model.num_states} states, {dataset.name} of "
-                f"{dataset.dim} with {dataset.num_states}"
-            )
+        check_fits(model, dataset)
         if len(dataset.valid) == 0:
             raise ValueError(f"{dataset.name} has no valid split, which training chooses the best weights by")
         self.model, self.dataset, self.config = model, dataset, config
