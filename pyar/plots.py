@@ -75,7 +75,7 @@ def save_sheet(
     grey = to_grey(x, num_states, image_shape)
     if len(grey) == 0:
         raise ValueError("there is nothing to draw: 0 images")
-    columns = columns or _columns(len(grey), *grey.shape[1:])
+    columns = min(columns or _columns(len(grey), *grey.shape[1:]), len(grey))
     _write(_grid(np.stack([grey] * 3, axis=-1), columns), path)
 
 

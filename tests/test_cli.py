@@ -299,6 +299,11 @@ def test_a_run_finds_its_data_from_any_folder_or_is_told_where_they_are(tmp_path
     assert "the data that ../run was trained on" in err
     assert "--data" in err
     assert run(capsys, "evaluate", "../run", "--data", "y.npy", "--no-progress")[0] == 0
+    np.save("../x.npy", np.arange(400)[::-1].reshape(100, 4) % 3)
+    code, _, err = run(capsys, "evaluate", "../run", "--no-progress")
+    assert code == 1
+    assert "x.npy has changed since ../run was trained on it" in err
+    Path("../x.npy").unlink()
     more = ["train", "--resume", "../run", "--epochs", "2", "--no-progress", "--samples", "0"]
     assert run(capsys, *more)[0] == 1
     assert run(capsys, *more, "--data", "y.npy")[0] == 0

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import pyar
-from pyar.checkpoint import atomic_write
-from pyar.cli.common import UserError, data_of_run, load_run, note, set_up, user_errors
+from pyar.checkpoint import atomic_write, load_with_extra
+from pyar.cli.common import UserError, data_of_run, note, set_up, user_errors
 from pyar.data.files import read_numpy
 from pyar.evaluation import check_fits, log_probs, summarise
 from pyar.models import AutoregressiveModel
@@ -31,7 +31,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     device = set_up(arguments)
     if arguments.out is not None:
         _check_outputs([arguments.out], (".npy",))
-    model, extra = load_run(arguments.run, device)
+    model, extra = load_with_extra(arguments.run, device)
     dataset = data_of_run(arguments, extra)
     with user_errors(ValueError):
         check_fits(model, dataset)
@@ -76,7 +76,7 @@ def _image_shape(extra: dict[str, Any]) -> tuple[int, int] | None:
 def sample(arguments: argparse.Namespace) -> int:
     """Draws samples into files and pictures."""
     device = set_up(arguments)
-    model, extra = load_run(arguments.run, device)
+    model, extra = load_with_extra(arguments.run, device)
     outputs = arguments.out or ["samples.png"]
     _check_outputs(outputs, (".npz", ".npy", ".png"))
     rank, size = environment_rank()
@@ -163,7 +163,7 @@ def _observed_mask(model: AutoregressiveModel, fraction: float, shape: tuple[int
 def complete(arguments: argparse.Namespace) -> int:
     """Draws completions of partly observed examples."""
     device = set_up(arguments)
-    model, extra = load_run(arguments.run, device)
+    model, extra = load_with_extra(arguments.run, device)
     outputs = arguments.out or ["completions.png"]
     _check_outputs(outputs, (".png", ".npz"))
     shape = _image_shape(extra)
@@ -224,7 +224,7 @@ def info(arguments: argparse.Namespace) -> int:
     """Says what is built and in use, and what a run holds."""
     facts: dict[str, Any] = {"pyar": pyar.__version__, **pyar.build_info(), "threads": torch.get_num_threads()}
     if arguments.run is not None:
-        model, extra = load_run(arguments.run, torch.device("cpu"))
+        model, extra = load_with_extra(arguments.run, torch.device("cpu"))
         facts["run"] = {
             "path": arguments.run,
             "model": model.name,

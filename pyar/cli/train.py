@@ -185,7 +185,8 @@ def _train(
         note(f"model  {model.name}, {weights:,} weights, {_short(model.config)}, on {device}")
         note(f"budget {_budget(config)}; writing to {folder}")
         if trainer.finished is not None:
-            note(f"this run has ended already ({_ENDED[trainer.finished]}); a larger budget would let it go on")
+            more = {"budget": "--epochs or --time-budget", "patience": "--patience"}[trainer.finished]
+            note(f"this run has ended already ({_ENDED[trainer.finished]}); a larger {more} lets it go on")
     result = trainer.run()
     if result.reason == "interrupted":
         if group.is_main:

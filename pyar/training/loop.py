@@ -383,6 +383,7 @@ class Trainer:
         return {
             **self.extra,
             "image_shape": self.dataset.image_shape,
+            "fingerprint": self.fingerprint,
             "data": self.dataset.name,
             "preparation": self.dataset.preparation,
             "best_valid_nll": self.best_nll,
@@ -432,8 +433,8 @@ class Trainer:
     def resume(self) -> None:
         """Takes up the training state of the run folder, to continue as if the run had never stopped.
 
-        The budget may have changed; a finished run then goes on. Raises `CheckpointError` if the state is not of this
-        model, data and batch size.
+        The budget may have changed; a run that had used it up then goes on. Raises `CheckpointError` if the state is
+        not of this model, data and batch size.
         """
         state = load_state(self.folder / STATE_FILE)
         theirs = state.get("training", {})
@@ -471,8 +472,8 @@ class Trainer:
                 torch.cuda.set_rng_state(state["cuda_random_state"], self.device)
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{self.folder / STATE_FILE} does not fit this model: {error}") from error
-        budget = ("epochs", "time_budget", "patience")
-        if all(theirs.get(name) == getattr(self.config, name) for name in budget):
+        deciding = {"budget": ("epochs", "time_budget"), "patience": ("patience",)}.get(state["finished"], ())
+        if all(theirs.get(name) == getattr(self.config, name) for name in deciding):
             self.finished = state["finished"]
         self._restore_log(log_bytes)
 
