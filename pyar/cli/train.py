@@ -95,7 +95,9 @@ def _resumed_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         settings = json.loads((folder / CONFIG_FILE).read_text())
         config = TrainingConfig.from_json(settings["training"])
         stored = (settings["model"], settings["data_spec"], settings["model_options"], settings["order"])
-    except (ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise UserError(f"{folder / CONFIG_FILE} is damaged: it has no {error}") from error
+    except (ValueError, TypeError) as error:
         raise UserError(f"{folder / CONFIG_FILE} is damaged: {error}") from error
     if arguments.model not in (None, stored[0]):
         raise UserError(f"{folder} is a run of {stored[0]}, not of {arguments.model}")
