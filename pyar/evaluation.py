@@ -97,6 +97,15 @@ def summarise(log_prob: Tensor, dataset: Dataset, split: str) -> Evaluation:
     )
 
 
+def check_fits(model: AutoregressiveModel, dataset: Dataset) -> None:
+    """Raises ValueError unless the model is one of such vectors."""
+    if (model.dim, model.num_states) != (dataset.dim, dataset.num_states):
+        raise ValueError(
+            f"the model is of {model.dim} dimensions with {model.num_states} states, {dataset.name} "
+            f"({dataset.preparation}) of {dataset.dim} with {dataset.num_states}"
+        )
+
+
 def evaluate(
     model: AutoregressiveModel,
     dataset: Dataset,
@@ -107,10 +116,5 @@ def evaluate(
     amp: bool = False,
 ) -> Evaluation:
     """The exact mean negative log-likelihood of a split of the data set under the model."""
-    x = dataset.split(split)
-    if (model.dim, model.num_states) != (dataset.dim, dataset.num_states):
-        raise ValueError(
-            f"the model is of {model.dim} dimensions with {model.num_states} states, {dataset.name} "
-            f"({dataset.preparation}) of {dataset.dim} with {dataset.num_states}"
-        )
-    return summarise(log_probs(model, x, batch_size, progress=progress, amp=amp), dataset, split)
+    check_fits(model, dataset)
+    return summarise(log_probs(model, dataset.split(split), batch_size, progress=progress, amp=amp), dataset, split)

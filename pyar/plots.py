@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def save_sheet(
     grey = to_grey(x, num_states, image_shape)
     if len(grey) == 0:
         raise ValueError("there is nothing to draw: 0 images")
-    columns = columns or _columns(len(grey), *grey.shape[1:])
+    columns = min(columns or _columns(len(grey), *grey.shape[1:]), len(grey))
     _write(_grid(np.stack([grey] * 3, axis=-1), columns), path)
 
 
@@ -110,38 +111,40 @@ def save_learning_curve(records: Sequence[dict[str, Any]], path: str | os.PathLi
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     from pyar.checkpoint import atomic_write
 
     figure, axes = plt.subplots(figsize=(7, 4.2), dpi=130)
-    for key, label, colour in (("train_nll", "train", "#7aa6c2"), ("valid_nll", "valid", "#c0392b")):
-        points = [(r["epoch"], r[key]) for r in records if r.get(key) is not None and math.isfinite(r[key])]
-        if points:
-            marker = "o" if len(points) < 30 else None
-            axes.plot(*zip(*points, strict=True), label=label, color=colour, marker=marker, markersize=3, linewidth=1.6)
-    valid = [r for r in records if r.get("valid_nll") is not None and math.isfinite(r["valid_nll"])]
-    if valid:
-        best = min(valid, key=lambda r: r["valid_nll"])
-        axes.axhline(best["valid_nll"], color="#c0392b", linewidth=0.7, linestyle=":")
-        axes.annotate(
-            f"best {best['valid_nll']:.2f}",
-            (best["epoch"], best["valid_nll"]),
-            textcoords="offset points",
-            xytext=(0, -12),
-            ha="right",
-            fontsize=8,
-            color="#c0392b",
-        )
+    curves = {
+        key: [(r["epoch"], r[key]) for r in records if r.get(key) is not None and math.isfinite(r[key])]
+        for key in ("train_nll", "valid_nll")
+    }
+    for key, colour in (("train_nll", "#7aa6c2"), ("valid_nll", "#c0392b")):
+        points = curves[key]
+        if not points:
+            continue
+        epoch, best = min(points, key=lambda point: point[1])
+        label = "train" if key == "train_nll" else f"valid, best {best:.2f} at epoch {epoch:.4g}"
+        marker = "o" if len(points) < 30 else None
+        axes.plot(*zip(*points, strict=True), label=label, color=colour, marker=marker, markersize=3, linewidth=1.6)
+        if key == "valid_nll":
+            axes.axhline(best, color=colour, linewidth=0.7, linestyle=":")
+            axes.plot(epoch, best, color=colour, marker="o", markersize=5)
+    points = sorted(curves["train_nll"] + curves["valid_nll"], key=lambda point: point[1])
+    if points:
         # The first epochs fall from far above; show the range in which most of the run happens.
-        values = sorted(r[k] for r in records for k in ("train_nll", "valid_nll") if r.get(k) is not None)
-        values = [v for v in values if math.isfinite(v)]
-        low, high = values[0], values[min(len(values) - 1, int(0.95 * len(values)))]
+        low, high = points[0][1], points[min(len(points) - 1, int(0.95 * len(points)))][1]
         margin = 0.08 * max(high - low, 1e-3 * abs(low), 1e-6)
-        axes.set_ylim(low - 2 * margin, high + margin)
+        axes.set_ylim(low - margin, high + margin)
+        last = max(epoch for epoch, _ in points)
+        axes.set_xlim(0, 1.02 * last or 1)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=last >= 2, steps=[1, 2, 5, 10]))
+        axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_xlabel("epoch")
     axes.set_ylabel("negative log-likelihood (nats)")
     if title:
-        axes.set_title(title, fontsize=10)
+        axes.set_title(textwrap.fill(title, 80), fontsize=10)
     handles, _ = axes.get_legend_handles_labels()
     if handles:
         axes.legend(frameon=False)

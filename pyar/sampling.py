@@ -117,7 +117,9 @@ def sample_chunks(
     device = next(model.parameters()).device
     if given is not None:
         given = given.to(device)
-    with tqdm(total=num_samples, unit="sample", desc="sampling", disable=not progress, unit_scale=True) as bar:
+    with tqdm(
+        total=num_samples, unit=" samples", desc="sampling", disable=not progress, unit_scale=num_samples >= 10_000
+    ) as bar:
         for first in range(0, num_samples, chunk_size):
             number = min(chunk_size, num_samples - first)
             part = given if given is None or given.ndim == 1 else given[first : first + number]

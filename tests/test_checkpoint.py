@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -267,3 +268,16 @@ def test_kill_during_a_save_leaves_the_old_or_the_new_file(tmp_path):
 def test_config_is_plain_json(saved):
     with safetensors.safe_open(saved, "pt") as file:
         assert json.loads(file.metadata()["config"])["dim"] == 6
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    with pytest.raises(OSError, match="No space") as caught, atomic_write(tmp_path / "x"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert caught.value.filename == str(tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_folder_is_told_by_the_name_of_the_file(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, atomic_write(tmp_path / "missing" / "x"):
+        pass
+    assert caught.value.filename == str(tmp_path / "missing" / "x")

@@ -177,6 +177,10 @@ def test_a_pixel_lstm_trains_samples_and_completes(tmp_path, capsys, monkeypatch
         (["evaluate", "nowhere"], "no checkpoint nowhere"),
         (["sample", "nowhere"], "no checkpoint nowhere"),
         (["train", "nade", "--device", "abacus"], "abacus"),
+        (["evaluate", "nowhere", "--device", "meta"], "meta"),
+        (["evaluate", "nowhere", "--out", "x.txt"], "should end in .npy"),
+        (["evaluate", "nowhere", "--out", "missing/x.npy"], "no folder missing"),
+        (["train", "nade", "--white", "255"], "--white is for .npy and .npz"),
     ],
 )
 def test_mistakes_get_one_clear_line(tmp_path, capsys, monkeypatch, arguments, message):
@@ -205,12 +209,25 @@ def test_mistakes_get_one_clear_line(tmp_path, capsys, monkeypatch, arguments, m
         ["sample", "x", "--temperature", "0"],
         ["sample", "x", "--seed", "-1"],
         ["complete", "x", "--observed", "1.5"],
+        ["evaluate", "x", "--threads", "100000"],
+        ["evaluate", "x", "--splits", "test"],
     ],
 )
 def test_wrong_usage_exits_with_2(capsys, arguments):
-    code, _, err = run(capsys, *arguments)
+    code, out, err = run(capsys, *arguments)
     assert code == 2
-    assert "usage" in err
+    assert not out
+    if arguments:
+        assert err.count("\n") == 1
+        assert "--help" in err
+    else:
+        assert err.startswith("usage")
+
+
+def test_a_misspelt_option_is_told_its_name(capsys):
+    code, _, err = run(capsys, "train", "nade", "--epocs", "3")
+    assert code == 2
+    assert "did you mean --epochs?" in err
 
 
 # --- stopping and going on ---
@@ -277,6 +294,72 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, uninterrupted, capsys, numb
     options = ["--no-progress", "--threads", "1", "--save-every", "60s"]
     assert run(capsys, "train", "--resume", folder, *options)[0] == 0
     same_result(folder, uninterrupted)
+
+
+def test_a_run_killed_before_its_first_saving_begins_again(tmp_path, uninterrupted, capsys):
+    folder = tmp_path / "run"
+    process = command(*LONG, "--out", folder, "--threads", "1", "--save-every", "1h")
+    wait_for(folder / "log.jsonl", process, 3)
+    process.kill()
+    process.communicate()
+    assert {path.name for path in folder.iterdir()} == {"config.json", "log.jsonl"}
+    assert run(capsys, "train", "--resume", folder, "--no-progress", "--threads", "1")[0] == 0
+    same_result(folder, uninterrupted)
+
+
+def test_a_model_without_its_training_state_is_not_overwritten(trained, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder)
+    (folder / "training_state.pt").unlink()
+    code, _, err = run(capsys, "train", "--resume", folder)
+    assert code == 1
+    assert "no training_state.pt" in err
+
+
+def test_a_run_finds_its_data_from_any_folder_or_is_told_where_they_are(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.arange(400).reshape(100, 4) % 3)
+    quick = ["--hidden-size", "4", "--epochs", "1", "--no-progress", "--samples", "0"]
+    assert run(capsys, "train", "nade", "--data", "x.npy", "--out", "run", *quick)[0] == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert run(capsys, "evaluate", "../run", "--no-progress")[0] == 0
+    Path("../x.npy").rename("y.npy")
+    code, _, err = run(capsys, "evaluate", "../run", "--no-progress")
+    assert code == 1
+    assert "the data that ../run was trained on" in err
+    assert "--data" in err
+    assert run(capsys, "evaluate", "../run", "--data", "y.npy", "--no-progress")[0] == 0
+    np.save("../x.npy", np.arange(400)[::-1].reshape(100, 4) % 3)
+    code, _, err = run(capsys, "evaluate", "../run", "--no-progress")
+    assert code == 1
+    assert "x.npy has changed since ../run was trained on it" in err
+    Path("../x.npy").unlink()
+    more = ["train", "--resume", "../run", "--epochs", "2", "--no-progress", "--samples", "0"]
+    assert run(capsys, *more)[0] == 1
+    assert run(capsys, *more, "--data", "y.npy")[0] == 0
+    np.save("y.npy", np.zeros((100, 4), dtype=int) + 2)
+    code, _, err = run(capsys, *more, "--data", "y.npy")
+    assert code == 1
+    assert "its data is" in err
+
+
+def test_a_run_remembers_where_pyar_data_was(tmp_path, capsys, monkeypatch):
+    np.savez(tmp_path / "binarized_mnist.npz", **{s: np.eye(12, dtype=np.uint8) for s in ("train", "valid", "test")})
+    monkeypatch.setenv("PYAR_DATA", str(tmp_path))
+    options = ["--hidden-size", "4", "--epochs", "1", "--no-progress"]
+    assert run(capsys, "train", "nade", "--data", "binarized-mnist", "--out", tmp_path / "run", *options)[0] == 0
+    monkeypatch.delenv("PYAR_DATA")
+    assert run(capsys, "evaluate", tmp_path / "run", "--no-progress")[0] == 0
+
+
+def test_a_finished_run_says_that_it_has_ended(trained, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder)
+    code, out, err = run(capsys, "train", "--resume", folder, "--no-progress")
+    assert code == 0
+    assert "has ended already (the budget is used up)" in err
+    assert "digits test: NLL" in out
 
 
 def test_resuming_changes_only_the_budget(trained, tmp_path, capsys):

@@ -338,10 +338,11 @@ def test_white_is_asked_for_where_it_is_ambiguous(tmp_path):
         ({"train": np.zeros((5, 4)), "valid": np.zeros((5, 4))}, "expected train, valid and test"),
         ({"a": np.zeros((50, 4)), "b": np.zeros((50, 4))}, "expected train, valid and test"),
         ({"val": np.zeros((5, 4)), "valid": np.zeros((5, 4))}, "twice"),
-        ({"x": np.zeros((50, 4, 4, 3))}, "grey images"),
+        ({"x": np.zeros((50, 4, 4, 3))}, "a grey image"),
         ({"x": np.full((50, 4), -1)}, "0 … 255"),
         ({"x": np.full((50, 4), 300)}, "0 … 255"),
-        ({"x": np.full((50, 4), np.nan)}, "intensities"),
+        ({"x": np.full((50, 4), np.nan)}, "some are NaN"),
+        ({"x": np.zeros(50)}, "a vector or a grey image"),
         ({"x": np.full((50, 4), 1.5)}, "intensities"),
         ({"x": np.full((50, 4), "a")}, "numbers"),
         ({"x": np.zeros((3, 4))}, "too few"),
@@ -354,6 +355,19 @@ def test_ambiguous_arrays_are_refused(tmp_path, arrays, message):
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(DataError, match=message):
         load_dataset(str(tmp_path / "x.npz"))
+
+
+def test_a_split_of_intensities_may_be_empty(tmp_path):
+    half = np.full((20, 4), 0.5)
+    np.savez(tmp_path / "x.npz", train=half, valid=half, test=half[:0])
+    assert len(load_dataset(str(tmp_path / "x.npz"), levels=3).test) == 0
+
+
+def test_options_of_arrays_are_refused_elsewhere(tmp_path):
+    for name in ("digits", str(tmp_path)):
+        for options, text in (({"white": 16}, "--white"), ({"image_shape": (8, 8)}, "--image-shape")):
+            with pytest.raises(DataError, match=text):
+                load_dataset(name, **options)
 
 
 def test_pickles_and_damaged_files_are_refused(tmp_path):

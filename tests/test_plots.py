@@ -87,8 +87,27 @@ def test_completions_show_what_was_observed(tmp_path):
             {"epoch": e, "train_nll": 100 / (e + 1), "valid_nll": math.nan if e == 3 else 101 / (e + 1)}
             for e in range(50)
         ],
+        [{"epoch": 1.0, "train_nll": 5.0, "valid_nll": 5.0}] * 2,
     ],
 )
 def test_learning_curve_draws_whatever_there_is(tmp_path, records):
     plots.save_learning_curve(records, tmp_path / "x.png", "title")
     assert read(tmp_path / "x.png").std() > 0
+
+
+def test_a_long_title_is_not_cut_off(tmp_path, monkeypatch):
+    import matplotlib.pyplot as plt
+
+    figures = []
+    monkeypatch.setattr(plt, "close", figures.append)  # keeps the figure for a look at it
+    records = [{"epoch": e + 1.0, "train_nll": 9.0 - e, "valid_nll": 9.5 - e} for e in range(3)]
+    plots.save_learning_curve(records, tmp_path / "x.png", "word " * 30)
+    monkeypatch.undo()
+    (figure,) = figures
+    box, edge = figure.axes[0].title.get_window_extent(), figure.bbox
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    plt.close(figure)
+    assert edge.x0 <= box.x0
+    assert box.x1 <= edge.x1
+    assert box.y1 <= edge.y1
+    assert labels == ["train", "valid, best 7.50 at epoch 3"]

@@ -181,6 +181,17 @@ def test_an_epoch_sees_every_example_once_in_a_new_order(tmp_path):
     assert torch.equal(make(tmp_path, seed=5)._epoch_data(1)[1], orders[1])
 
 
+def test_only_what_ended_a_run_lets_it_go_on(tmp_path):
+    settings = {"epochs": 500, "learning_rate": 0.3, "patience": 2, "schedule": "constant"}
+    steps = make(tmp_path, **settings).run().steps
+    for change, more in (({"epochs": 600}, 0), ({"patience": 3}, 1)):
+        again = make(tmp_path, **{**settings, **change})
+        again.resume()
+        result = again.run()
+        assert result.reason == "patience"
+        assert (result.steps > steps) == bool(more)
+
+
 def test_patience_ends_the_run(tmp_path):
     settings = {"epochs": 500, "learning_rate": 0.3, "patience": 2, "schedule": "constant"}
     result = make(tmp_path, **settings).run()

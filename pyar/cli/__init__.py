@@ -18,7 +18,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     The environment variable PYAR_DEBUG=1 shows their tracebacks.
     """
-    parsed = make_parser().parse_args(arguments)
+    parser = make_parser()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser.print_help(sys.stderr)
+        return EXIT_USAGE
+    parsed = parser.parse_args(arguments)
     from pyar.cli.common import UserError  # torch is imported only once there is something to do
 
     try:
@@ -32,8 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, OSError, MemoryError) as error:
         if os.environ.get("PYAR_DEBUG"):
             raise
-        print(f"pyar: {str(error) or type(error).__name__}", file=sys.stderr)
+        print(f"pyar: {_message(error)}", file=sys.stderr)
         return EXIT_ERROR
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
 
 
 def _run(parsed) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import torch
 from torch import Tensor
 
 import pyar
-from pyar.checkpoint import atomic_write
-from pyar.cli.common import UserError, data_of_run, load_run, note, set_up, set_weight_dtype, user_errors
+from pyar.checkpoint import atomic_write, load_with_extra
+from pyar.cli.common import UserError, data_of_run, note, set_up, set_weight_dtype, user_errors
 from pyar.data.files import read_numpy
-from pyar.evaluation import log_probs, summarise
+from pyar.evaluation import check_fits, log_probs, summarise
 from pyar.models import AutoregressiveModel
 from pyar.plots import save_completions, save_sheet
 from pyar.sampling import open_writer, sample_chunks, shard_path, shard_range
@@ -28,22 +29,19 @@ _SHEET_LIMIT = 400  # samples on a sheet; more could not be told apart
 def evaluate(arguments: argparse.Namespace) -> int:
     """Prints the exact NLL of a split; with other weights than the run's own, also what they do to it."""
     device = set_up(arguments)
-    model, extra = load_run(arguments.run, device)
+    if arguments.out is not None:
+        _check_outputs([arguments.out], (".npy",))
+    model, extra = load_with_extra(arguments.run, device)
     own_dtype = getattr(model, "weight_dtype", None)
     set_weight_dtype(arguments, model)
     dataset = data_of_run(arguments, extra)
-    if (dataset.dim, dataset.num_states) != (model.dim, model.num_states):
-        raise UserError(
-            f"{arguments.run} is a model of {model.dim} dimensions with {model.num_states} states, but "
-            f"{dataset.describe()} has {dataset.dim} with {dataset.num_states}"
-        )
+    with user_errors(ValueError):
+        check_fits(model, dataset)
     x = dataset.split(arguments.split)
     log_prob = log_probs(model, x, arguments.batch_size, progress=arguments.progress)
     with user_errors(ValueError):
         result = summarise(log_prob, dataset, arguments.split)
     if arguments.out is not None:
-        if not arguments.out.endswith(".npy"):
-            raise UserError(f"--out should end in .npy, not {arguments.out!r}")
         with atomic_write(arguments.out) as file:
             np.save(file, log_prob.numpy(), allow_pickle=False)
     facts = {"model": model.name, "run": arguments.run, **result.to_json()}
@@ -97,7 +95,7 @@ def _image_shape(extra: dict[str, Any]) -> tuple[int, int] | None:
 def sample(arguments: argparse.Namespace) -> int:
     """Draws samples into files and pictures."""
     device = set_up(arguments)
-    model, extra = load_run(arguments.run, device)
+    model, extra = load_with_extra(arguments.run, device)
     set_weight_dtype(arguments, model)
     outputs = arguments.out or ["samples.png"]
     _check_outputs(outputs, (".npz", ".npy", ".png"))
@@ -138,13 +136,14 @@ def sample(arguments: argparse.Namespace) -> int:
             )
             for path in written
         ]
-        log_prob_sum = 0.0
+        log_prob_sum, start = 0.0, time.monotonic()
         for x, log_prob in chunks:
             for writer in writers:
                 writer.write(x, log_prob)
             log_prob_sum += log_prob.double().sum().item()
             if sheets and sum(map(len, shown)) < _SHEET_LIMIT:
                 shown.append(x[:_SHEET_LIMIT].cpu())
+        seconds = time.monotonic() - start
     for path in sheets:
         x = torch.cat(shown)[:_SHEET_LIMIT]
         save_sheet(x, path, model.num_states, _image_shape(extra), arguments.columns)
@@ -158,12 +157,14 @@ def sample(arguments: argparse.Namespace) -> int:
         "first_index": arguments.first_index + first,
         "temperature": arguments.temperature,
         "mean_log_prob_nats": log_prob_sum / number if number else None,
+        "seconds": seconds,
     }
     if arguments.json:
         print(json.dumps(result))
     elif number:
         print(
-            f"{number:,} samples, mean log-probability {log_prob_sum / number:.2f} nats: {', '.join(written + sheets)}"
+            f"{number:,} samples in {seconds:.2f} s ({number / seconds:,.0f}/s), mean log-probability "
+            f"{log_prob_sum / number:.2f} nats: {', '.join(written + sheets)}"
         )
     return 0
 
@@ -182,7 +183,7 @@ def _observed_mask(model: AutoregressiveModel, fraction: float, shape: tuple[int
 def complete(arguments: argparse.Namespace) -> int:
     """Draws completions of partly observed examples."""
     device = set_up(arguments)
-    model, extra = load_run(arguments.run, device)
+    model, extra = load_with_extra(arguments.run, device)
     set_weight_dtype(arguments, model)
     outputs = arguments.out or ["completions.png"]
     _check_outputs(outputs, (".png", ".npz"))
@@ -192,9 +193,9 @@ def complete(arguments: argparse.Namespace) -> int:
         source = arguments.examples
     else:
         dataset = data_of_run(arguments, extra)
+        with user_errors(ValueError):
+            check_fits(model, dataset)
         x, shape, source = dataset.split(arguments.split), dataset.image_shape, f"{dataset.name} {arguments.split}"
-        if dataset.num_states != model.num_states:
-            raise UserError(f"{arguments.run} has {model.num_states} states, {dataset.describe()}")
     if x.ndim != 2 or x.shape[1] != model.dim:
         raise UserError(f"{source} should be [N, {model.dim}], but is {list(x.shape)}")
     if arguments.first is None:  # spread over all of them, since data sets are often sorted by class
@@ -244,7 +245,7 @@ def info(arguments: argparse.Namespace) -> int:
     """Says what is built and in use, and what a run holds."""
     facts: dict[str, Any] = {"pyar": pyar.__version__, **pyar.build_info(), "threads": torch.get_num_threads()}
     if arguments.run is not None:
-        model, extra = load_run(arguments.run, torch.device("cpu"))
+        model, extra = load_with_extra(arguments.run, torch.device("cpu"))
         facts["run"] = {
             "path": arguments.run,
             "model": model.name,

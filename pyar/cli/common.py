@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,8 @@ from typing import Any
 
 import torch
 
-from pyar.checkpoint import CheckpointError, load_with_extra
+from pyar.checkpoint import CheckpointError
 from pyar.data import DataError, Dataset, load_dataset
-from pyar.models import AutoregressiveModel
 from pyar.training import TrainingError
 
 CONFIG_FILE = "config.json"
@@ -41,12 +41,13 @@ def set_up(arguments: argparse.Namespace) -> torch.device:
     name = arguments.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    with user_errors(RuntimeError):
-        device = torch.device(name)
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
+        raise UserError(f"--device should be auto, cpu, cuda or cuda:0, cuda:1, …, but is {name!r}")
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: this torch ({torch.__version__}) finds no CUDA device; use --device cpu")
-    with user_errors(RuntimeError, AssertionError, NotImplementedError):
-        torch.empty(0, device=device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: the last device here is cuda:{torch.cuda.device_count() - 1}")
     return device
 
 
@@ -64,11 +65,6 @@ def load_data(spec: dict[str, Any], *, data_dir: str | None, cache_dir: str | No
     return load_dataset(spec["data"], data_dir=data_dir, cache_dir=cache_dir, progress=progress, **choices)
 
 
-def load_run(run: str, device: torch.device) -> tuple[AutoregressiveModel, dict[str, Any]]:
-    """The model of a run folder or file, and the facts stored with it."""
-    return load_with_extra(run, device)
-
-
 def set_weight_dtype(arguments: argparse.Namespace, model: AutoregressiveModel) -> None:
     """Rounds the model's weights as --weight-dtype says, if it was given."""
     if arguments.weight_dtype is None:
@@ -80,18 +76,26 @@ def set_weight_dtype(arguments: argparse.Namespace, model: AutoregressiveModel) 
 
 def data_of_run(arguments: argparse.Namespace, extra: dict[str, Any]) -> Dataset:
     """The data the user names, or those the run was trained on."""
-    spec, data_dir = data_choices(arguments), arguments.data_dir
+    chosen, run = data_choices(arguments), arguments.run
+    where = {"data_dir": arguments.data_dir, "cache_dir": arguments.cache_dir, "progress": arguments.progress}
     if arguments.data is not None:
-        spec["data"] = arguments.data
-    else:
-        stored = extra.get("data_spec")
-        if not stored:
-            raise UserError(f"{arguments.run} does not say what it was trained on; name the data with --data")
-        if "levels" in spec or "binarize" in spec:  # the user's choice of states replaces the stored one
+        return load_data({"data": arguments.data, **chosen}, **where)
+    stored = extra.get("data_spec")
+    if not stored:
+        raise UserError(f"{run} does not say what it was trained on; name the data with --data")
+    where["data_dir"] = where["data_dir"] or _stored_data_dir(Path(run))
+    if chosen:
+        if "levels" in chosen or "binarize" in chosen:  # the user's choice of states replaces the stored one
             stored = {name: value for name, value in stored.items() if name not in ("levels", "binarize")}
-        spec = {**stored, **spec}
-        data_dir = data_dir or _stored_data_dir(Path(arguments.run))
-    return load_data(spec, data_dir=data_dir, cache_dir=arguments.cache_dir, progress=arguments.progress)
+        return load_data({**stored, **chosen}, **where)
+    remedy = "Say what to take: --data-dir, or --data with the --levels or --binarize of the training"
+    try:
+        dataset = load_data(stored, **where)
+    except DataError as error:
+        raise UserError(f"the data that {run} was trained on: {error}\n{remedy}") from error
+    if "fingerprint" in extra and dataset.fingerprint() != extra["fingerprint"]:
+        raise UserError(f"{stored['data']} has changed since {run} was trained on it\n{remedy}")
+    return dataset
 
 
 def _stored_data_dir(run: Path) -> str | None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import re
+from typing import NoReturn
 
 MODELS = ("nade", "pixel-lstm")
 
 _EXAMPLES = """\
 examples:
   pyar train nade                                 train on scikit-learn's 8×8 digits, a minute
-  pyar train nade --data binarized-mnist          28×28 digits; downloads them if --data-dir has them not
+  pyar train nade --data binarized-mnist          28×28 digits, from --data-dir or downloaded
   pyar train pixel-lstm --data digits             the recurrent model
   pyar evaluate runs/nade-digits                  exact test NLL of what was trained
   pyar sample runs/nade-digits --out sheet.png    draw a sheet of samples
@@ -90,7 +92,8 @@ def _number(kind: type, low: float, high: float = math.inf, *, above: bool = Fal
             ) from None
         if not low <= value <= high or (above and value == low) or value == math.inf:
             bound = f"above {low}" if above else f"at least {low}"
-            upper = "" if high == math.inf else f" and at most {high}"
+            upper = "" if kind is int and high == math.inf else f" and at most {high}"
+            upper = " and finite" if kind is float and high == math.inf else upper
             raise argparse.ArgumentTypeError(f"must be {bound}{upper}, not {text}")
         return value
 
@@ -104,13 +107,28 @@ _NOT_NEGATIVE = _number(float, 0)
 _SEED = _number(int, 0, 2**64 - 1)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A mistake gets one line and, where an option is misspelt, the nearest that there is; not the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+    def parse_known_args(self, args=None, namespace=None):
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            options = [option for action in self._actions for option in action.option_strings if option != "--help"]
+            near = difflib.get_close_matches(unknown[0].partition("=")[0], options, n=1)
+            self.error(f"there is no option or argument {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
+        return parsed, unknown
+
+
 def _add_common(parser: argparse.ArgumentParser, *, device: bool = True) -> None:
     group = parser.add_argument_group("where and how it runs")
     if device:
         group.add_argument(
             "--device", default="auto", help="cpu, cuda, cuda:1, …; auto: a GPU if there is one [%(default)s]"
         )
-        group.add_argument("--threads", type=_POSITIVE_COUNT, metavar="N", help="CPU threads [torch's choice]")
+        group.add_argument("--threads", type=_number(int, 1, 1024), metavar="N", help="CPU threads [torch's choice]")
         group.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bars")
     group.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
@@ -132,15 +150,23 @@ def _add_data(parser: argparse.ArgumentParser, default: str | None, default_text
         "--data-dir", metavar="DIR", help="where to look for data first [the environment variable PYAR_DATA]"
     )
     group.add_argument("--cache-dir", metavar="DIR", help="where downloads are kept [the user's cache folder]")
-    group.add_argument("--levels", type=_number(int, 2, 256), metavar="K", help="quantise grey values to K states")
+    group.add_argument(
+        "--levels",
+        type=_number(int, 2, 256),
+        metavar="K",
+        help="quantise grey values to K states [digits: all 17; other images: 10]",
+    )
     group.add_argument(
         "--binarize",
         choices=("fixed", "threshold", "dynamic"),
         help="make grey values binary: drawn once; by threshold at half; drawn anew for each epoch",
     )
-    group.add_argument("--white", type=_number(int, 1, 255), metavar="W", help="greatest grey value of a .npy or .npz")
+    group.add_argument("--white", type=_number(int, 1, 255), metavar="W", help="grey value of white in a .npy or .npz")
     group.add_argument(
-        "--image-shape", type=shape, metavar="HxW", help="of vectors that are images [square, if it fits]"
+        "--image-shape",
+        type=shape,
+        metavar="HxW",
+        help="of vectors in a .npy or .npz [square, if it fits]",
     )
 
 
@@ -156,18 +182,23 @@ def _add_train(commands) -> None:
     parser.add_argument("--out", metavar="DIR", help="the run folder [a new runs/MODEL-DATA]")
     parser.add_argument("--resume", metavar="DIR", help="go on with the run in this folder; the budget may be changed")
     _add_data(parser, None, "digits")
-    group = parser.add_argument_group("budget")
-    group.add_argument("--epochs", type=_POSITIVE, metavar="N", help="passes over the train split [by data set]")
-    group.add_argument("--time-budget", type=duration, metavar="TIME", help="such as 90s, 4.5m, 1h [by data set]")
+    group = parser.add_argument_group("budget (defaults by model and data set)")
+    group.add_argument("--epochs", type=_POSITIVE, metavar="N", help="passes over the train split")
+    group.add_argument(
+        "--time-budget",
+        type=duration,
+        metavar="TIME",
+        help="such as 90s, 4.5m, 1h",
+    )
     group.add_argument(
         "--patience",
         type=_COUNT,
         metavar="N",
-        help="stop after N evaluations without improvement; 0: never [by data set]",
+        help="stop after N evaluations without improvement; 0: never",
     )
     group = parser.add_argument_group("model (defaults by model and data set)")
-    group.add_argument("--hidden-size", type=_POSITIVE_COUNT, metavar="H", help="hidden units [500; pixel-lstm 256]")
-    group.add_argument("--input", choices=("onehot", "scalar"), help="how a state enters the hidden units [onehot]")
+    group.add_argument("--hidden-size", type=_POSITIVE_COUNT, metavar="H", help="hidden units")
+    group.add_argument("--input", choices=("onehot", "scalar"), help="how a state enters the hidden units")
     group.add_argument("--order", choices=("raster", "reverse", "random"), help="order of the dimensions [raster]")
     group.add_argument("--mlp-sizes", type=sizes, metavar="M,…", help="nade: shared layers before the output [none]")
     group.add_argument("--num-layers", type=_POSITIVE_COUNT, metavar="L", help="pixel-lstm: layers [1]")
@@ -212,8 +243,10 @@ def _add_evaluate(commands) -> None:
         "dimension.",
     )
     parser.add_argument("run", metavar="RUN", help="a run folder or a .safetensors file")
-    parser.add_argument("--split", choices=("train", "valid", "test"), default="test", help="[%(default)s]")
-    parser.add_argument("--batch-size", type=_POSITIVE_COUNT, default=500, metavar="B", help="[%(default)s]")
+    parser.add_argument("--split", choices=("train", "valid", "test"), default="test", help="of the data [%(default)s]")
+    parser.add_argument(
+        "--batch-size", type=_POSITIVE_COUNT, default=500, metavar="B", help="examples at a time [%(default)s]"
+    )
     parser.add_argument(
         "--out", metavar="FILE.npy", help="write log p of every example, for instance as anomaly scores"
     )
@@ -232,7 +265,7 @@ def _add_sample(commands) -> None:
     )
     parser.add_argument("run", metavar="RUN", help="a run folder or a .safetensors file")
     parser.add_argument(
-        "-n", "--num-samples", type=_POSITIVE_COUNT, metavar="N", help="[100; with --given: its number of rows]"
+        "-n", "--num-samples", type=_POSITIVE_COUNT, metavar="N", help="samples [100; with --given: its number of rows]"
     )
     parser.add_argument(
         "--out",
@@ -240,7 +273,7 @@ def _add_sample(commands) -> None:
         metavar="FILE",
         help=".npz, .npy (x alone; log-probabilities beside it) or .png (a grid); may be repeated [samples.png]",
     )
-    parser.add_argument("--seed", type=_SEED, default=0, metavar="S", help="[%(default)s]")
+    parser.add_argument("--seed", type=_SEED, default=0, metavar="S", help="of the samples [%(default)s]")
     parser.add_argument(
         "--first-index", type=_COUNT, default=0, metavar="I", help="number of the first sample [%(default)s]"
     )
@@ -270,21 +303,23 @@ def _add_complete(commands) -> None:
     parser.add_argument(
         "--observed", type=_number(float, 0, 1), default=0.5, metavar="F", help="observed part [%(default)s]"
     )
-    parser.add_argument("-n", "--num-examples", type=_POSITIVE_COUNT, default=8, metavar="N", help="[%(default)s]")
+    parser.add_argument(
+        "-n", "--num-examples", type=_POSITIVE_COUNT, default=8, metavar="N", help="examples [%(default)s]"
+    )
     parser.add_argument(
         "--completions", type=_POSITIVE_COUNT, default=8, metavar="S", help="of each example [%(default)s]"
     )
     parser.add_argument(
         "--first", type=_COUNT, metavar="I", help="take examples I, I + 1, … [examples spread over the split]"
     )
-    parser.add_argument("--split", choices=("train", "valid", "test"), default="test", help="[%(default)s]")
+    parser.add_argument("--split", choices=("train", "valid", "test"), default="test", help="of the data [%(default)s]")
     parser.add_argument(
         "--examples", metavar="FILE", help=".npy, or .npz with one array: states [N, D], instead of a split"
     )
     parser.add_argument(
         "--out", action="append", metavar="FILE", help=".png or .npz; may be repeated [completions.png]"
     )
-    parser.add_argument("--seed", type=_SEED, default=0, metavar="S", help="[%(default)s]")
+    parser.add_argument("--seed", type=_SEED, default=0, metavar="S", help="of the samples [%(default)s]")
     parser.add_argument(
         "--temperature", type=_POSITIVE, default=1.0, metavar="T", help="divides the logits [%(default)s]"
     )
@@ -305,7 +340,7 @@ def _add_info(commands) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="pyar",
         description="Exact autoregressive density models (NADE, PixelLSTM): train, evaluate, sample, complete.",
         epilog=_EXAMPLES,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 
 import torch
 
-from pyar.checkpoint import STATE_FILE, write_text
+from pyar.checkpoint import MODEL_FILE, STATE_FILE, write_text
 from pyar.cli.common import CONFIG_FILE, UserError, data_choices, load_data, note, set_up, user_errors
-from pyar.data import Dataset
+from pyar.data import DATASET_NAMES, Dataset
 from pyar.evaluation import evaluate
 from pyar.models import MODELS, AutoregressiveModel
 from pyar.plots import save_sheet
@@ -26,6 +27,7 @@ _MODEL_OPTIONS = {
     "nade": ("hidden_size", "input", "mlp_sizes"),
     "pixel-lstm": ("hidden_size", "input", "num_layers", "checkpoint_steps", "weight_dtype"),
 }
+_ENDED = {"budget": "the budget is used up", "patience": "no improvement for a while"}
 _BUDGET = {"epochs", "time_budget"}
 _RESUME_OPTIONS = ("epochs", "time_budget", "patience", "save_every", "eval_batch_size")
 
@@ -49,7 +51,8 @@ def _new_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Model, data, and training settings of a new run: the defaults for the pair, then what the user said."""
     if arguments.model is None:
         raise UserError("say which model to train: `pyar train nade` or `pyar train pixel-lstm`")
-    spec = {"data": arguments.data or "digits", **data_choices(arguments)}
+    spec = {"data": _lasting_name(arguments.data or "digits"), **data_choices(arguments)}
+    data_dir = arguments.data_dir or os.environ.get("PYAR_DATA")
     config = training_defaults(arguments.model, spec["data"])
     said = {field.name: getattr(arguments, field.name) for field in fields(TrainingConfig)}
     said = {name: value for name, value in said.items() if value is not None}
@@ -70,26 +73,36 @@ def _new_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "model_options": model_options,
         "order": arguments.order or "raster",
         "data_spec": spec,
-        "data_dir": None if arguments.data_dir is None else str(Path(arguments.data_dir).resolve()),
+        "data_dir": str(Path(data_dir).resolve()) if data_dir else None,
         "training": config.to_json(),
     }
+
+
+def _lasting_name(data: str) -> str:
+    """A data set's name as it is; a path made absolute, so that the run finds its data from any folder."""
+    return str(Path(data).resolve()) if data not in DATASET_NAMES and Path(data).exists() else data
 
 
 def _resumed_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings of an earlier run with its budget changed as the user said."""
     folder = Path(arguments.resume)
-    if not (folder / CONFIG_FILE).is_file() or not (folder / STATE_FILE).is_file():
-        raise UserError(f"{folder} is not a run that can be resumed: it needs {CONFIG_FILE} and {STATE_FILE}")
+    # A run that was killed before its first saving has settings alone, and begins again.
+    needed = [CONFIG_FILE, STATE_FILE] if (folder / MODEL_FILE).exists() else [CONFIG_FILE]
+    missing = [name for name in needed if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder} is not a run that can be resumed: it has no {' and no '.join(missing)}")
     try:
         settings = json.loads((folder / CONFIG_FILE).read_text())
         config = TrainingConfig.from_json(settings["training"])
         stored = (settings["model"], settings["data_spec"], settings["model_options"], settings["order"])
-    except (ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise UserError(f"{folder / CONFIG_FILE} is damaged: it has no {error}") from error
+    except (ValueError, TypeError) as error:
         raise UserError(f"{folder / CONFIG_FILE} is damaged: {error}") from error
     if arguments.model not in (None, stored[0]):
         raise UserError(f"{folder} is a run of {stored[0]}, not of {arguments.model}")
-    changeable = {*_RESUME_OPTIONS, "model", "resume", "command", "data_dir", "cache_dir", "device", "threads"}
-    changeable |= {"progress", "json", "samples"}
+    changeable = {*_RESUME_OPTIONS, "model", "resume", "command", "data", "data_dir", "cache_dir"}
+    changeable |= {"device", "threads", "progress", "json", "samples"}
     fixed = [name for name, value in vars(arguments).items() if value is not None and name not in changeable]
     if fixed:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
@@ -99,8 +112,13 @@ def _resumed_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         said = {"epochs": None, "time_budget": None, **said}
     with user_errors(ValueError):
         settings["training"] = replace(config, **said).to_json()
+    # The same data may have moved; that they are the same is checked when the training state is taken up.
+    if arguments.data is not None:
+        settings["data_spec"]["data"] = _lasting_name(arguments.data)
     if arguments.data_dir is not None:
         settings["data_dir"] = str(Path(arguments.data_dir).resolve())
+    elif settings["data_dir"] is not None and not Path(settings["data_dir"]).is_dir():
+        settings["data_dir"] = None
     return settings
 
 
@@ -159,7 +177,7 @@ def _train(
             progress=progress,
             extra={"data_spec": settings["data_spec"], "training": config.to_json()},
         )
-    if arguments.resume is not None:
+    if arguments.resume is not None and (folder / STATE_FILE).exists():
         trainer.resume()
     if group.is_main:
         folder.mkdir(parents=True, exist_ok=True)  # only now that nothing is left for the user to put right
@@ -168,6 +186,9 @@ def _train(
         note(f"data   {dataset.describe()}")
         note(f"model  {model.name}, {weights:,} weights, {_short(model.config)}, on {device}")
         note(f"budget {_budget(config)}; writing to {folder}")
+        if trainer.finished is not None:
+            more = {"budget": "--epochs or --time-budget", "patience": "--patience"}[trainer.finished]
+            note(f"this run has ended already ({_ENDED[trainer.finished]}); a larger {more} lets it go on")
     result = trainer.run()
     if result.reason == "interrupted":
         if group.is_main:
@@ -204,8 +225,7 @@ def _report(
     if arguments.json:
         print(json.dumps(report))
         return 0
-    ended = {"budget": "the budget is used up", "patience": "no improvement for a while"}[result["reason"]]
-    print(f"trained {result['epochs']:.1f} epochs in {result['seconds']:.0f} s ({ended})")
+    print(f"trained {result['epochs']:.1f} epochs in {result['seconds']:.0f} s ({_ENDED[result['reason']]})")
     for evaluation in evaluations:
         print(evaluation)
     if arguments.samples:
@@ -235,9 +255,10 @@ def _short(config: dict[str, Any]) -> str:
 def _budget(config: TrainingConfig) -> str:
     parts = []
     if config.epochs is not None:
-        parts.append(f"{config.epochs:g} epochs")
+        parts.append(f"{config.epochs:g} epoch{'' if config.epochs == 1 else 's'}")
     if config.time_budget is not None:
-        parts.append(f"{config.time_budget / 60:g} minutes")
+        seconds = config.time_budget
+        parts.append(f"{seconds:g} s" if seconds < 60 else f"{seconds / 60:g} min")
     if config.patience:
         parts.append(f"patience {config.patience} evaluations")
     return ", ".join(parts)

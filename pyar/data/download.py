@@ -60,6 +60,7 @@ def fetch(files: RemoteFiles, name: str, folder: Path, *, progress: bool = True,
     Raises `DataError` with every mirror's failure and what to do by hand.
     """
     import pooch
+    import requests
 
     pooch.get_logger().setLevel("WARNING")
     failures = []
@@ -70,6 +71,8 @@ def fetch(files: RemoteFiles, name: str, folder: Path, *, progress: bool = True,
                 mirror + name, known_hash=f"sha256:{files.sha256[name]}", fname=name, path=folder, downloader=downloader
             )
             return Path(found)
+        except requests.ConnectionError:  # its text is a page of nested representations
+            failures.append(f"  {mirror}{name}: no connection")
         except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong checksum is a ValueError
             failures.append(f"  {mirror}{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
     raise DataError(

@@ -80,6 +80,10 @@ def read_numpy(path: Path) -> dict[str, NDArray]:
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, OSError, KeyError) as error:
         if isinstance(error, FileNotFoundError):
             raise DataError(f"there is no file {path}") from error
+        if "allow_pickle" in str(error):  # NumPy's remedy would run code from the file
+            raise DataError(
+                f"{path} cannot be read as NumPy data: it holds pickled objects, or is something else"
+            ) from error
         raise DataError(f"{path} cannot be read as NumPy data: {error}") from error
 
 

@@ -54,6 +54,8 @@ def load_dataset(
     roots = _roots(data_dir)
     cache = Path(cache_dir) if cache_dir is not None else download.default_cache_dir()
     choice = {"levels": levels, "binarize": binarize}
+    if name in DATASET_NAMES:
+        _only_for_arrays(name, white, image_shape)
     if name == "digits":
         return _digits(**choice)
     if name in ("mnist", "fashion-mnist"):
@@ -64,12 +66,19 @@ def load_dataset(
         return _binarized_mnist(roots, cache, download_missing, progress)
     path = _find_path(name, roots)
     if path.is_dir():
+        _only_for_arrays(str(path), white, image_shape)
         if _idx_file(path, "train-images-idx3-ubyte"):
             return _from_idx(path.name, path, **choice)
         return _image_folder(path, **choice)
     if path.suffix in (".npy", ".npz"):
         return _array_file(path, white=white, image_shape=image_shape, **choice)
     raise DataError(f"{path} is neither .npy, .npz nor a folder; --data takes those or {', '.join(DATASET_NAMES)}")
+
+
+def _only_for_arrays(name: str, white: int | None, image_shape: tuple[int, int] | None) -> None:
+    for option, value in (("--white", white), ("--image-shape", image_shape)):
+        if value is not None:
+            raise DataError(f"{option} is for .npy and .npz files; {name} says itself what it is")
 
 
 def _roots(data_dir: str | os.PathLike[str] | None) -> list[Path]:
@@ -283,7 +292,9 @@ def _array_file(
         if x.ndim == 4 and x.shape[-1] == 1:
             x = x[..., 0]
         if x.ndim not in (2, 3):
-            raise DataError(f"{path}: expected [N, D] or grey images [N, height, width], but an array is {x.shape}")
+            raise DataError(
+                f"{path}: an example should be a vector or a grey image [height, width], but is {list(x.shape[1:])}"
+            )
         if x.ndim == 3:
             if shape is not None and shape != x.shape[1:]:
                 raise DataError(f"{path}: images are {x.shape[1:]}, not {shape}")
@@ -326,9 +337,11 @@ def _to_integers(path: Path, splits: list[NDArray], transformed: bool) -> tuple[
     if not all(x.dtype.kind in "buif" for x in splits):
         raise DataError(f"{path}: expected numbers, but the arrays are {', '.join(str(x.dtype) for x in splits)}")
     for x in splits:
-        if not np.isfinite(x).all() or x.min() < 0 or x.max() > 1:
+        if not np.isfinite(x).all():
+            raise DataError(f"{path}: real values should be intensities in [0, 1], but some are NaN or infinite")
+        if x.size and (x.min() < 0 or x.max() > 1):
             raise DataError(
-                f"{path}: real values should be intensities in [0, 1], but are {x.min()} … {x.max()}; "
+                f"{path}: real values should be intensities in [0, 1], but are {x.min():g} … {x.max():g}; "
                 "store integers 0 … K − 1 for states"
             )
     if not transformed:

@@ -7,26 +7,25 @@ import json
 import math
 import os
 import signal
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyar.checkpoint import MODEL_FILE, STATE_FILE, CheckpointError, load_state, save_model, save_state
 from pyar.data import Dataset
-from pyar.evaluation import log_probs
+from pyar.evaluation import check_fits, log_probs
 from pyar.models import AutoregressiveModel
 from pyar.plots import save_learning_curve
 from pyar.training.config import TrainingConfig
+from pyar.training.log import RunLog
 from pyar.training.parallel import Group
+from pyar.training.progress import ProgressBar
+from pyar.training.signals import StopSignals
 
 LOG_FILE = "log.jsonl"
 CURVE_FILE = "learning_curve.png"
@@ -52,31 +51,6 @@ class TrainingResult:
     def to_json(self) -> dict[str, Any]:
         """Plain values by name."""
         return dict(vars(self))
-
-
-class _Signals:
-    """Notes SIGINT and SIGTERM for the loop to see; a second SIGINT interrupts at once."""
-
-    def __init__(self) -> None:
-        self.caught: int | None = None
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.caught is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.caught = number
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[_Signals]:
-        """Handles the signals within the block; only a main thread can."""
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        old = {number: signal.signal(number, self) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
 
 
 class Trainer:
@@ -110,11 +84,7 @@ class Trainer:
         progress: bool = False,
         extra: dict[str, Any] | None = None,
     ) -> None:
-        if (model.dim, model.num_states) != (dataset.dim, dataset.num_states):
-            raise ValueError(
-                f"the model is of {model.dim} dimensions with {model.num_states} states, {dataset.name} of "
-                f"{dataset.dim} with {dataset.num_states}"
-            )
+        check_fits(model, dataset)
         if len(dataset.valid) == 0:
             raise ValueError(f"{dataset.name} has no valid split, which training chooses the best weights by")
         self.model, self.dataset, self.config = model, dataset, config
@@ -140,7 +110,7 @@ class Trainer:
         self.best_weights: dict[str, Tensor] | None = None
         self.evaluations_since_best = 0
         self.finished: str | None = None
-        self.records: list[dict[str, Any]] = []  # the log's evaluations
+        self.log = RunLog(self.folder / LOG_FILE, is_main=self.group.is_main)
 
         self.started = time.monotonic()
         self.stop_requested = False
@@ -165,15 +135,16 @@ class Trainer:
     def run(self) -> TrainingResult:
         """Trains until budget or patience is used up, or a signal comes; then the model has the best weights."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.step == 0 and self.group.is_main:
-            (self.folder / LOG_FILE).write_text("")
+        if self.step == 0:
+            self.log.clear()
         for p in self.parameters:
             self.group.broadcast_(p.detach())
-        self._log({"event": "start", **self._facts()})
+        self.log.write("start", **self._facts())
         self.started = time.monotonic()
         reason = self.finished
-        signals = _Signals()
-        with signals.installed(), self._progress_bar() as bar:
+        signals = StopSignals()
+        bar = ProgressBar(self.total_steps, self.config.time_budget, self.step, self.seconds, enabled=self.progress)
+        with signals.installed(), contextlib.closing(bar):
             if reason is None:
                 reason = self._loop(signals, bar)
         seconds = self._elapsed()
@@ -196,13 +167,13 @@ class Trainer:
             best_step=self.best_step,
             signal=None if number is None else int(number),
         )
-        self._log({"event": "end", **result.to_json()})
-        if self.group.is_main and self.records:
+        self.log.write("end", **result.to_json())
+        if self.group.is_main and self.log.evaluations:
             title = f"{self.model.name} on {self.dataset.name} ({self.dataset.preparation})"
-            save_learning_curve(self.records, self.folder / CURVE_FILE, title)
+            save_learning_curve(self.log.evaluations, self.folder / CURVE_FILE, title)
         return result
 
-    def _loop(self, signals: _Signals, bar: tqdm) -> str:
+    def _loop(self, signals: StopSignals, bar: ProgressBar) -> str:
         """Steps until there is a reason to stop, which it returns."""
         config, model = self.config, self.model
         model.train()
@@ -225,7 +196,7 @@ class Trainer:
             done = progress >= 1.0 or self.step == self.total_steps
             if now - last_display >= _DISPLAY_SECONDS:
                 last_display = now
-                self._display(bar)
+                self._show(bar)
             if done or self.step % self.eval_steps == 0:
                 self._evaluate(bar)
             if done:
@@ -238,7 +209,7 @@ class Trainer:
                 self._save()
                 last_save = time.monotonic()
 
-    def _step(self, x: Tensor, total: int, signals: _Signals) -> float:
+    def _step(self, x: Tensor, total: int, signals: StopSignals) -> float:
         """One optimiser step on this process's part x of a batch of `total` rows; returns the progress after it."""
         config, parameters = self.config, self.parameters
         self.optimizer.zero_grad(set_to_none=True)
@@ -319,7 +290,7 @@ class Trainer:
         finally:
             torch._foreach_copy_(current, kept)
 
-    def _evaluate(self, bar: tqdm) -> None:
+    def _evaluate(self, bar: ProgressBar) -> None:
         """Validation NLL, the best weights so far, a line in the log."""
         train_nll = self.train_sum.item() / self.train_count if self.train_count else None
         if train_nll is not None and not math.isfinite(train_nll):
@@ -342,21 +313,19 @@ class Trainer:
         if not math.isfinite(nll):
             self._diverged()
         variance = max(0.0, squares / len(valid) - nll**2)
-        record = {
-            "event": "evaluation",
-            "step": self.step,
-            "epoch": self.step / self.steps_per_epoch,
-            "train_nll": train_nll,
-            "valid_nll": nll,
-            "valid_standard_error": math.sqrt(variance / len(valid)),
-            "best": better,
-            "learning_rate": self.rate,
-            "progress": self._progress(self.step),
-            "seconds": self._elapsed(),
-        }
-        self.records.append(record)
-        self._log(record)
-        self._display(bar, train_nll)
+        self.log.write(
+            "evaluation",
+            step=self.step,
+            epoch=self.step / self.steps_per_epoch,
+            train_nll=train_nll,
+            valid_nll=nll,
+            valid_standard_error=math.sqrt(variance / len(valid)),
+            best=better,
+            learning_rate=self.rate,
+            progress=self._progress(self.step),
+            seconds=self._elapsed(),
+        )
+        self._show(bar, train_nll)
 
     def _diverged(self) -> None:
         where = f"step {self.step} (epoch {self.step / self.steps_per_epoch:.1f})"
@@ -387,16 +356,12 @@ class Trainer:
         return {
             **self.extra,
             "image_shape": self.dataset.image_shape,
+            "fingerprint": self.fingerprint,
             "data": self.dataset.name,
             "preparation": self.dataset.preparation,
             "best_valid_nll": self.best_nll,
             "best_step": self.best_step,
         }
-
-    def _log(self, record: dict[str, Any]) -> None:
-        if self.group.is_main:
-            with (self.folder / LOG_FILE).open("a") as file:
-                file.write(json.dumps(record) + "\n")
 
     def _save(self) -> None:
         """Writes the best weights, then the training state.
@@ -406,7 +371,6 @@ class Trainer:
         if not self.group.is_main:
             return
         save_model(self.model, self.folder / MODEL_FILE, self._model_facts(), state_dict=self.best_weights)
-        log = self.folder / LOG_FILE
         save_state(
             {
                 "version": 1,
@@ -426,7 +390,7 @@ class Trainer:
                 "train_sum": self.train_sum,
                 "train_count": self.train_count,
                 "finished": self.finished,
-                "log_bytes": log.stat().st_size if log.is_file() else 0,
+                "log_bytes": self.log.size(),
                 "random_state": torch.get_rng_state(),
                 "cuda_random_state": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             },
@@ -436,8 +400,8 @@ class Trainer:
     def resume(self) -> None:
         """Takes up the training state of the run folder, to continue as if the run had never stopped.
 
-        The budget may have changed; a finished run then goes on. Raises `CheckpointError` if the state is not of this
-        model, data and batch size.
+        The budget may have changed; a run that had used it up then goes on. Raises `CheckpointError` if the state is
+        not of this model, data and batch size.
         """
         state = load_state(self.folder / STATE_FILE)
         theirs = state.get("training", {})
@@ -475,53 +439,16 @@ class Trainer:
                 torch.cuda.set_rng_state(state["cuda_random_state"], self.device)
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{self.folder / STATE_FILE} does not fit this model: {error}") from error
-        budget = ("epochs", "time_budget", "patience")
-        if all(theirs.get(name) == getattr(self.config, name) for name in budget):
+        deciding = {"budget": ("epochs", "time_budget"), "patience": ("patience",)}.get(state["finished"], ())
+        if all(theirs.get(name) == getattr(self.config, name) for name in deciding):
             self.finished = state["finished"]
-        self._restore_log(log_bytes)
+        self.log.restore(log_bytes)
 
-    def _restore_log(self, size: int) -> None:
-        """Cuts what was logged after the state was saved, because the run repeats it."""
-        log = self.folder / LOG_FILE
-        if not log.is_file():
-            return
-        with log.open("rb") as file:
-            content = file.read(size)
-        if self.group.is_main:
-            os.truncate(log, len(content))
-        lines = [json.loads(line) for line in content.decode().splitlines()]
-        self.records = [line for line in lines if line.get("event") == "evaluation"]
-
-    # --- Progress ---
-
-    def _progress_bar(self) -> tqdm:
-        """Counts steps of a run by epochs, seconds of a run by the clock."""
-        by_time = self.total_steps is None
-        total = int(self.config.time_budget or 0) if by_time else self.total_steps
-        bar_format = "{l_bar}{bar}| {n:.0f}/{total:.0f} s{postfix}" if by_time else None
-        return tqdm(
-            total=total,
-            initial=min(total, int(self.seconds) if by_time else self.step),
-            unit="step",
-            desc="training",
-            mininterval=0.1 if sys.stderr.isatty() else 10.0,
-            disable=not self.progress,
-            bar_format=bar_format,
-            dynamic_ncols=True,
-        )
-
-    def _display(self, bar: tqdm, train_nll: float | None = None) -> None:
-        if bar.disable:
+    def _show(self, bar: ProgressBar, train_nll: float | None = None) -> None:
+        if not bar.enabled:
             return
         if train_nll is None and self.train_count:
             train_nll = self.train_sum.item() / self.train_count
-        shown: dict[str, str] = {"epoch": f"{self.step / self.steps_per_epoch:.1f}"}
-        if train_nll is not None:
-            shown["train"] = f"{train_nll:.2f}"
-        if self.records:
-            shown["valid"] = f"{self.records[-1]['valid_nll']:.2f}"
-        if self.best_nll is not None:
-            shown["best"] = f"{self.best_nll:.2f}"
-        bar.set_postfix(shown, refresh=False)
-        by_time = self.total_steps is None
-        bar.update((min(bar.total, self._elapsed()) if by_time else self.step) - bar.n)
+        valid_nll = self.log.evaluations[-1]["valid_nll"] if self.log.evaluations else None
+        epoch = self.step / self.steps_per_epoch
+        bar.show(self.step, self._elapsed(), epoch, train=train_nll, valid=valid_nll, best=self.best_nll)

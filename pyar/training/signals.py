@@ -1,0 +1,34 @@
+"""Ctrl-C and SIGTERM as a request that the training loop answers between two steps."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+
+class StopSignals:
+    """Notes SIGINT and SIGTERM for the loop to see; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.caught: int | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.caught is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.caught = number
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[StopSignals]:
+        """Handles the signals within the block; only a main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        old = {number: signal.signal(number, self) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
