@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.check import TOLERANCE
+from benchmarks.machine import describe_level
 from benchmarks.peers import CONTENDERS
 from benchmarks.runner import TIMED
 from benchmarks.series import plot_names, sweep_records, table_records
@@ -121,7 +122,7 @@ def describe_run(document: dict[str, Any]) -> str:
     environment, machine = document["environment"], document["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
     return (
-        f"{environment['processor']}, {machine['threads']} threads, {environment['level']}, multiply-add peak "
+        f"{environment['processor']}, {machine['threads']} threads, {describe_level(environment)}, multiply-add peak "
         f"{machine['multiply_add_peak_gflops']:.0f} GFLOP/s; {versions}; pyar {environment['commit']}, "
         f"{environment['date']}."
     )

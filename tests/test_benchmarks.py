@@ -8,6 +8,8 @@ import functools
 import importlib
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -123,7 +125,41 @@ def test_floor_is_linear_in_the_work_and_bounded_by_reading_the_parameters():
     assert floor() == pytest.approx(784 * 1000 * (4 * 256**2 + 10 * 256) * 2 / 1e11)
     assert floor(task="gradient") == pytest.approx(3 * floor())
     assert floor(D=1568) == pytest.approx(2 * floor())
-    assert floor(B=1) == pytest.approx(784 * 4 * (4 * 256**2 + 10 * 256) / 1e10)
+    assert floor(B=1) == pytest.approx(784 * 4 * (4 * 256**2 + 10 * 256) / 1e11)
+
+
+def test_floor_takes_the_least_time_that_reading_can_take():
+    megabyte = 1 << 20
+    machine = Machine(threads=1, peak=1e15, bandwidth={1: 8e9, 2: 4e9, 4: 1e9, 8: 2e9})
+
+    def milliseconds(megabytes):
+        return 1e3 * machine.stream_seconds(megabytes * megabyte) / megabyte
+
+    assert milliseconds(0.5) == pytest.approx(0.5 / 8e6), "smaller than any that was measured"
+    assert milliseconds(1.01) == pytest.approx(1.01 / 8e6), "no slower than a smaller stream that was measured"
+    assert milliseconds(3) == pytest.approx(1 / 8e6 + 2 / 4e6), "one megabyte stays in the nearest cache"
+    # Two megabytes stay in nearer caches; and as eight were read faster than four, that reading counts for the rest.
+    assert milliseconds(4) == pytest.approx(2 / 4e6 + 2 / 2e6)
+
+
+def test_level_keeps_everybody_to_it():
+    code = (
+        "from benchmarks.limits import set_variables; set_variables(1, 'avx2'); import numpy, torch, pyar\n"
+        "from torch._inductor.cpu_vec_isa import pick_vec_isa\n"
+        "print(pyar.build_info()['cpu_level'], torch.backends.cpu.get_cpu_capability(), pick_vec_isa())\n"
+        "import numba, benchmarks.peers.numba_loop as peer\n"
+        "signature = (numba.float32[:], numba.float32[:], numba.float32[:, :], numba.float32[:], numba.float32[:])\n"
+        "peer.conditional.compile(signature)\n"
+        "print('zmm' in peer.conditional.inspect_asm(signature))\n"
+        "import jax; f = jax.jit(lambda x: jax.numpy.tanh(x) * x)\n"
+        "print(f(jax.numpy.ones(1000)).sum() > 0)\n"
+    )
+    pytest.importorskip("numba")
+    pytest.importorskip("jax")
+    if "avx2" not in native._C.build_facts()["cpu_levels_supported"]:
+        pytest.skip("this processor does not have it")
+    result = subprocess.run([sys.executable, "-c", code], cwd=COMMITTED.parent.parent, capture_output=True, text=True)
+    assert result.stdout.split() == ["avx2", "AVX2", "avx2", "False", "True"], result.stderr
 
 
 def test_machine_limits_are_measured():
