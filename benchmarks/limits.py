@@ -6,7 +6,8 @@ import os
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 # What keeps everybody to an instruction set: pyar; XLA, without the library for its products (YNNPACK) that cannot be
-# limited; PyTorch's own kernels and its compiler; oneDNN, which both use; MKL; numba, with no features but the name's.
+# limited; PyTorch's own kernels and its compiler; oneDNN, which both use; MKL and OpenBLAS; numba, with no features but
+# the name's.
 LEVEL_VARIABLES = {
     "avx2": {
         "PYAR_CPU_LEVEL": "avx2",
@@ -15,6 +16,7 @@ LEVEL_VARIABLES = {
         "TORCHINDUCTOR_CPP_MARCH": "haswell",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "OPENBLAS_CORETYPE": "Haswell",
         "NUMBA_CPU_NAME": "haswell",
         "NUMBA_CPU_FEATURES": "",
     }

@@ -20,6 +20,7 @@ from benchmarks.cases import Case, Inputs
 from benchmarks.limits import set_variables
 from benchmarks.peers import NotApplicable
 
+
 def serve(connection: Connection, module_name: str, cores: Iterable[int]) -> None:
     """Answers (command, …) with (status, …) until the command is stop."""
     cores = list(cores)

@@ -148,7 +148,7 @@ def test_level_keeps_everybody_to_it():
         "from torch._inductor.cpu_vec_isa import pick_vec_isa\n"
         "print(pyar.build_info()['cpu_level'], torch.backends.cpu.get_cpu_capability(), pick_vec_isa())\n"
         "import numba, benchmarks.peers.numba_loop as peer\n"
-        "signature = (numba.float32[:], numba.float32[:], numba.float32[:, :], numba.float32[:], numba.float32[:])\n"
+        "signature = (numba.float32[:], numba.float32[:, :], numba.float32[:], numba.float32[:])\n"
         "peer.conditional.compile(signature)\n"
         "print('zmm' in peer.conditional.inspect_asm(signature))\n"
         "import jax; f = jax.jit(lambda x: jax.numpy.tanh(x) * x)\n"
