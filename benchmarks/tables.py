@@ -119,8 +119,13 @@ def case_key(record: dict[str, Any]) -> tuple:
 def print_comparison(document: dict[str, Any], earlier: dict[str, Any]) -> None:
     """Every time that both have, old and new; a change is marked where the 20–80 % spreads do not meet."""
     print(f"\ncompared with commit {earlier['environment']['commit']} ({earlier['environment']['date']})")
-    for name, describe in {"processor": lambda environment: environment["processor"], "level": describe_level}.items():
-        before, now = describe(earlier["environment"]), describe(document["environment"])
+    facts = {
+        "processor": lambda run: run["environment"]["processor"],
+        "level": lambda run: describe_level(run["environment"]),
+        "number of threads": lambda run: run["machine"]["threads"],
+    }
+    for name, fact in facts.items():
+        before, now = fact(earlier), fact(document)
         if before != now:
             print(f"  another {name}: {before} then, {now} now")
     old = {(case_key(r), o["contender"]): o for r in earlier.get("records", []) for o in r["outcomes"]}

@@ -255,15 +255,19 @@ def record(case: Case, **milliseconds: float) -> dict:
 
 def document(*records: dict) -> dict:
     environment = {"commit": "0123456789ab", "date": "2026-01-01 00:00 UTC", "processor": "P", "level": "avx2"}
-    return {"job": "nade", "environment": environment, "records": list(records)}
+    return {"job": "nade", "environment": environment, "machine": {"threads": 2}, "records": list(records)}
 
 
 def test_comparison_marks_what_became_slower(tmp_path, capsys):
     case = CASES[0]
     (tmp_path / "nade.json").write_text(json.dumps(document(record(case, pyar=2.0, numba=9.0))))
     now = document(record(case, pyar=3.0, numba=9.1), record(CASES[1], pyar=1.0))
+    now["machine"]["threads"] = 1
+    now["environment"]["level_limit"] = "avx2"
     tables.print_comparison(now, tables.read_earlier(tmp_path, "nade"))
     printed = capsys.readouterr().out
+    assert "another number of threads: 2 then, 1 now" in printed
+    assert "another level: avx2 then, avx2, to which everybody was limited now" in printed
     assert "2 → 3 ms (1.50×) slower" in printed
     assert "9 → 9.1 ms (1.01×) \n" in printed
     assert CASES[1].describe() not in printed
