@@ -70,7 +70,7 @@ def nade_sampler(case: Case, uniforms: Tensor, parameters: dict[str, Tensor]):
             logits = torch.addmm(b[d], torch.sigmoid(a, out=h), V[d])
             if case.K == 2:
                 state = u >= torch.sigmoid(-logits[:, 0])
-                a.addcmul_(state[:, None], W[d])
+                a.addcmul_(state[:, None].to(a.dtype), W[d])
             else:
                 state = draw(logits, u)
                 a += functional.embedding(state, W[d])
