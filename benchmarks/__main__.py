@@ -11,6 +11,7 @@ examples:
   python -m benchmarks nade lstm                                 minutes; writes runs/benchmarks/{nade,lstm}.json
   python -m benchmarks nade --only "sample, B=100," --peers jax_scan   a few cases, one peer
   python -m benchmarks nade lstm --compare benchmarks/results    is it faster or slower than the committed results?
+  python -m benchmarks nade lstm --level avx2 --out runs/avx2    as on a processor that has AVX2 and no AVX-512
   python -m benchmarks report --results runs/benchmarks          prints the tables of your own results
   python -m benchmarks guard                                     exits with 1 if an operation takes more instructions
 
@@ -28,6 +29,7 @@ COMMITTED = Path(__file__).parent / "results"
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    from benchmarks.limits import LEVEL_VARIABLES
     from benchmarks.peers import CONTENDERS
 
     peers = [module.split(".")[-1] for module in list(CONTENDERS)[1:]]
@@ -40,6 +42,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     cores = len(os.sched_getaffinity(0))
     measuring = parser.add_argument_group("measuring: nade, lstm, sweep")
     measuring.add_argument("--threads", type=int, default=cores, help=f"cores for everybody (default: all, {cores})")
+    measuring.add_argument(
+        "--level",
+        choices=LEVEL_VARIABLES,
+        help="keep everybody to these instructions, as on a processor without AVX-512 (default: what there is)",
+    )
     measuring.add_argument(
         "--device", default="cpu", choices=("cpu", "cuda"), help="where the work runs (default: cpu)"
     )
@@ -82,10 +89,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    # Before anything imports torch, which reads them; the contenders' processes inherit them.
-    from benchmarks.worker import set_thread_variables
+    from benchmarks.limits import set_variables
 
-    set_thread_variables(options.threads)
+    set_variables(options.threads, options.level)
     status = 0
     tables = [job for job in options.jobs if job in ("nade", "lstm", "sweep")]
     if tables:

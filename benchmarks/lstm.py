@@ -1,10 +1,11 @@
-"""PixelLSTM's table: sampling, also with H = 512 and two layers; teacher-forced log-probability and gradient."""
+"""PixelLSTM's table: sampling, also with H = 512 and two layers; teacher-forced log-probability and gradient; all of
+them for K = 2 and 256 too."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks.cases import Case
+from benchmarks.cases import TASKS, Case
 from benchmarks.peers import CONTENDERS
 
 PEERS = [name for name in CONTENDERS if name.split(".")[-1] != "torch_vectorised"]
@@ -19,3 +20,6 @@ def cases(device: str = "cpu") -> Iterator[tuple[Case, list[str]]]:
         yield Case("lstm", "sample", 10, B, H=H, num_layers=layers, device=device), FAST_PEERS
     for task in ("log_prob", "gradient"):
         yield Case("lstm", task, 10, 100, H=256, device=device), FAST_PEERS
+    for K in (2, 256):
+        for task in TASKS:
+            yield Case("lstm", task, K, 100, H=256, device=device), FAST_PEERS

@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from benchmarks.peers import CONTENDERS
 from benchmarks.report import MODELS, TASKS, describe_job, digest
@@ -59,8 +59,14 @@ def draw_plots(documents: Documents, folder: Path) -> list[Path]:
 
 
 def plain_logarithmic(axes: Axes) -> None:
+    """Both axes logarithmic, the vertical one over a decade at least, so that nearly equal times look so."""
     axes.set_xscale("log")
     axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high < 10**1.2 * low:
+        middle = (low * high) ** 0.5
+        axes.set_ylim(middle / 10**0.6, middle * 10**0.6)
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(True, which="major", color="0.88", linewidth=0.8)
     axes.set_axisbelow(True)
 
@@ -145,12 +151,8 @@ def draw_growth(documents: Documents) -> plt.Figure:
             for name, points in times(members, axis).items():
                 axes.plot(*zip(*points, strict=True), **STYLES[name])
                 shown.add(name)
-            plain_logarithmic(axes)
             draw_guide(axes, members, axis)
-            low, high = axes.get_ylim()
-            if high < 10 * low:  # a decade at least, so that nearly equal times look so, and have a label
-                middle = (low * high) ** 0.5
-                axes.set_ylim(middle / 10**0.6, middle * 10**0.6)
+            plain_logarithmic(axes)
             if axis != "B":
                 values = sorted({record[axis] for record in members})
                 axes.set_xticks(values, [str(value) for value in values], fontsize=8)
@@ -173,4 +175,6 @@ def draw_guide(axes: Axes, members: list[Record], axis: str) -> None:
     (first, _), (last, milliseconds) = points[0], points[-1]
     ends = [milliseconds * (first / last) ** power, milliseconds]
     axes.plot([first, last], ends, color="black", linewidth=0.8, linestyle=":", zorder=0)
-    axes.text(0.97, 0.05, f"dotted: slope {power}", transform=axes.transAxes, fontsize=8, ha="right")
+    axes.text(
+        0.97, 0.05, "dotted: " + {1: "linear", 2: "quadratic"}[power], transform=axes.transAxes, fontsize=8, ha="right"
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.check import TOLERANCE
+from benchmarks.machine import describe_level
 from benchmarks.peers import CONTENDERS
 from benchmarks.runner import TIMED
 from benchmarks.series import plot_names, sweep_records, table_records
@@ -27,6 +28,8 @@ ALT_TEXTS = {
 }
 # Faster by less than this is a tie: repeated runs differ by as much.
 TIE = 0.97
+# From this fraction of the floor on, what is left to gain is less than what separates good programs.
+NEAR_FLOOR = 0.6
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -121,7 +124,7 @@ def describe_run(document: dict[str, Any]) -> str:
     environment, machine = document["environment"], document["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
     return (
-        f"{environment['processor']}, {machine['threads']} threads, {environment['level']}, multiply-add peak "
+        f"{environment['processor']}, {machine['threads']} threads, {describe_level(environment)}, multiply-add peak "
         f"{machine['multiply_add_peak_gflops']:.0f} GFLOP/s; {versions}; pyar {environment['commit']}, "
         f"{environment['date']}."
     )
@@ -215,17 +218,22 @@ def growth_table(records: list[dict[str, Any]]) -> list[str]:
             key = (f"{MODELS[record['model']]} {TASKS[record['task']]}", record["axis"])
             times.setdefault(key, []).append((record[record["axis"]], ours["median_ms"]))
     rows: dict[str, dict[str, str]] = {}
+    powers = []
     for (name, axis), points in times.items():
         if len(points) > 1:
             (x0, y0), (x1, y1) = sorted(points)[-2:]
             power = math.log(y1 / y0) / math.log(x1 / x0)
             rows.setdefault(name, {})[axis] = f"{power:.2f} ({x0:,} → {x1:,})"
+            if not (name.startswith(MODELS["lstm"]) and axis in "HK"):
+                powers.append(power)
     if not rows:
         return []
     note = (
-        "The power of B, D, H and K with which pyar's time grows, between the two largest values measured: 1 is "
-        "linear. An LSTM's work grows with H²."
+        "The power of B, D, H and K with which pyar's time grows, between the two largest values measured; 1 is "
+        "linear. An LSTM's work grows with H², and little with K, which only its output layer has."
     )
+    if powers:
+        note += f" All other powers lie between {min(powers):.2f} and {max(powers):.2f}."
     return [markdown_table(["time grows with the power", *"BDHK"], rows), note]
 
 
@@ -271,8 +279,19 @@ def behind(record: dict[str, Any]) -> tuple[str, float] | None:
     return fastest, times[fastest] / ours
 
 
+def reason(record: dict[str, Any], peer: str) -> str:
+    """Why a peer is level with pyar or faster, as far as the record tells."""
+    reached = {o["contender"]: 100 * o["fraction_of_floor"] for o in record["outcomes"] if o["status"] in TIMED}
+    floors = f"pyar reaches {reached['pyar']:.0f} % of the floor, {peer} {reached[peer]:.0f} %"
+    if reached["pyar"] >= 100 * NEAR_FLOOR:
+        return f"{floors}: both do the same multiply-adds near what the machine can do, and little is left to gain"
+    if record["model"] == "nade" and record["share_of_zeros"] <= 0.5:
+        return f"{floors}: with so few zeros pyar has no runs of unchanged hidden units to skip"
+    return f"{floors}: what pyar loses here is not known"
+
+
 def render_losses(records: list[dict[str, Any]]) -> list[str]:
-    """In words, among everything measured: where pyar is the fastest, where it is level, where a peer is faster."""
+    """In words, among everything measured: where pyar is the fastest, and where a peer is level or faster, and why."""
     compared, slower, ties, refused, alone = [], [], [], 0, 0
     for record in records:
         result = behind(record)
@@ -281,28 +300,26 @@ def render_losses(records: list[dict[str, Any]]) -> list[str]:
             refused, alone = refused + wrong, alone + (not wrong)
             continue
         compared.append(record)
-        (peer, ratio), line = result, job_and_model(record)
-        if record["model"] == "nade":
-            line += f", {record['data']} data"
-        if ratio < TIE:
-            slower.append(f"{line}: {peer} takes {ratio:.2f} of pyar's time.")
-        elif ratio < 1 / TIE:
-            ties.append(f"{line} ({peer}, {ratio:.2f})")
-    percent = round(100 * (1 - TIE))
+        peer, ratio = result
+        data = f", {record['data']} data" if record["model"] == "nade" else ""
+        if ratio < 1 / TIE:
+            line = (
+                f"\n* {job_and_model(record)}{data}: {peer} takes {ratio:.2f} of pyar's time; {reason(record, peer)}."
+            )
+            (slower if ratio < TIE else ties).append(line)
     fastest = len(compared) - len(slower) - len(ties)
     share = f"{fastest} of the" if fastest < len(compared) else "all"
-    words = [f"pyar was the fastest in {share} {len(compared)} cases compared."]
+    parts = [f"pyar was the fastest in {share} {len(compared)} cases compared."]
     if ties:
-        words.append(
-            f"In {len(ties)} it was level with the fastest peer, within {percent} % (in brackets the peer, and its "
-            f"time over pyar's): {'; '.join(ties)}."
-        )
+        within = f"within {round(100 * (1 - TIE))} %"
+        parts.append(f"In {len(ties)} it was level with the fastest peer, {within}:\n{''.join(ties)}")
     if slower:
-        words.append(f"In {len(slower)} it was not the fastest:")
-    listed = "".join(f"\n* {line}" for line in slower)
+        parts.append(f"In {len(slower)} it was not the fastest:\n{''.join(slower)}")
     after = []
     if refused:
         after.append(f"In {refused} more there is no comparison: no peer's result passed the check.")
     if alone:
-        after.append(f"In {alone} more pyar was measured alone: its peers would have taken minutes, or are missing.")
-    return [" ".join(words) + listed, *([" ".join(after)] if after else [])]
+        after.append(
+            f"In {alone} more pyar was measured alone: its peers would have taken minutes or gigabytes, or are missing."
+        )
+    return [*parts, *([" ".join(after)] if after else [])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.cases import MODELS, TASKS
 from benchmarks.peers import CONTENDERS
 from benchmarks.runner import TIMED
 
@@ -48,7 +49,8 @@ def speed_panels(documents: Documents) -> dict[tuple[str, str, int, int], list[R
     """(model, task, K, H) → the records of a job on 784 dimensions that pyar did at three batch sizes or more."""
     records = [r for r in comparable_records(documents) if r["data"] == "mnist-like" and r["num_layers"] == 1]
     panels = grouped([r for r in records if r["D"] == 784], "model", "task", "K", "H")
-    return {key: group for key, group in panels.items() if len(times(group, "B").get("pyar", [])) >= 3}
+    order = sorted(panels, key=lambda key: (MODELS.index(key[0]), TASKS.index(key[1]), *key[2:]))
+    return {key: panels[key] for key in order if len(times(panels[key], "B").get("pyar", [])) >= 3}
 
 
 def growth_panels(documents: Documents) -> dict[tuple[str, str], dict[str, list[Record]]]:

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import Case, build_inputs, describe_data
-from benchmarks.machine import MEGABYTE, Machine, measure_machine
+from benchmarks.cases import TASKS, Case, build_inputs, describe_data
+from benchmarks.machine import MEGABYTE, Machine, measure_machine, multiply_adds
 from benchmarks.runner import Contender, Runner, significant
 from benchmarks.tables import OURS, choose, describe_outcome, print_record
 from benchmarks.worker import save_inputs
@@ -24,8 +24,9 @@ from benchmarks.worker import save_inputs
 JAX = "benchmarks.peers.jax_scan"
 MODULES = [OURS, JAX]
 BATCHES = (1, 10, 100, 1000, 10_000)
-# Beyond this many multiply-adds of a PixelLSTM, JAX would take minutes: pyar alone is measured there.
-JAX_LIMIT = 1e12
+# Beyond these JAX would take minutes, or gigabytes to remember every step: pyar alone is measured there. Multiply-adds
+# of a PixelLSTM, rows of a NADE's gradient.
+JAX_MULTIPLY_ADDS, JAX_ROWS = 3e11, 1000
 IMPORT_RUNS = 5
 
 
@@ -37,26 +38,25 @@ def cases(device: str = "cpu") -> Iterator[tuple[str, Case, list[str]]]:
 
 def cpu_cases() -> Iterator[tuple[str, Case, list[str]]]:
     """NADE's D, H and K vary on dense data, on which all dimensions cost alike."""
-    for task in ("log_prob", "gradient", "sample"):
+    for task in TASKS:
         for B in BATCHES:
-            if task != "gradient" or B <= 1000:
-                yield "B", Case("nade", task, 2, B), MODULES
-    for B in BATCHES:
-        case = Case("lstm", "sample", 10, B, H=256)
-        yield "B", case, MODULES if 4.0 * B * case.D * case.H**2 < JAX_LIMIT else [OURS]
-    for D in (196, 392, 784, 1568, 3136):
-        yield "D", Case("nade", "gradient", 2, 100, D=D, data="dense"), MODULES
-        yield "D", Case("nade", "sample", 2, 100, D=D, data="dense"), MODULES
+            yield "B", Case("nade", task, 2, B), MODULES if task != "gradient" or B <= JAX_ROWS else [OURS]
+    for task in TASKS:
+        for B in BATCHES if task != "gradient" else BATCHES[:-1]:  # every step of the gradient's is remembered
+            case = Case("lstm", task, 10, B, H=256)
+            yield "B", case, MODULES if multiply_adds(case, 0.0) < JAX_MULTIPLY_ADDS else [OURS]
+    for task in TASKS:
+        for D in (196, 392, 784, 1568, 3136):
+            yield "D", Case("nade", task, 2, 100, D=D, data="dense"), MODULES
+        for H in (125, 250, 500, 1000, 2000):
+            yield "H", Case("nade", task, 2, 100, H=H, data="dense"), MODULES
+        for K in (2, 4, 10, 32, 100, 256):
+            yield "K", Case("nade", task, K, 100, D=196, data="dense"), MODULES
     for D in (196, 392, 784, 1568):
         yield "D", Case("lstm", "sample", 10, 100, D=D, H=256), MODULES
-    for H in (125, 250, 500, 1000, 2000):
-        yield "H", Case("nade", "gradient", 2, 100, H=H, data="dense"), MODULES
-        yield "H", Case("nade", "sample", 2, 100, H=H, data="dense"), MODULES
     for H in (128, 256, 512, 1024):
         yield "H", Case("lstm", "sample", 10, 100, D=196, H=H), MODULES
     for K in (2, 4, 10, 32, 100, 256):
-        yield "K", Case("nade", "gradient", K, 100, D=196, data="dense"), MODULES
-        yield "K", Case("nade", "sample", K, 100, D=196, data="dense"), MODULES
         yield "K", Case("lstm", "sample", K, 100, D=196, H=256, data="dense"), MODULES
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import lstm, nade
 from benchmarks.cases import Case, describe_data
-from benchmarks.machine import Machine, describe_environment, measure_machine
+from benchmarks.machine import Machine, describe_environment, describe_level, measure_machine
 from benchmarks.runner import TIMED, Runner, significant
 
 JOBS = {"nade": nade, "lstm": lstm}
@@ -19,9 +19,10 @@ OURS = "benchmarks.ours"
 
 def run_tables(jobs: list[str], options: argparse.Namespace) -> int:
     """Returns 1 if a result of pyar's was wrong or failed, else 0."""
-    environment = describe_environment()
+    environment = describe_environment(options.level)
     print(
-        f"{environment['processor']}, {options.threads} threads, {environment['level']}, commit {environment['commit']}"
+        f"{environment['processor']}, {options.threads} threads, {describe_level(environment)}, "
+        f"commit {environment['commit']}"
     )
     machine = measure_machine(options.threads)
     stream = ", ".join(f"{size:g} MB {rate / 1e9:.0f}" for size, rate in machine.bandwidth.items())
@@ -118,8 +119,13 @@ def case_key(record: dict[str, Any]) -> tuple:
 def print_comparison(document: dict[str, Any], earlier: dict[str, Any]) -> None:
     """Every time that both have, old and new; a change is marked where the 20–80 % spreads do not meet."""
     print(f"\ncompared with commit {earlier['environment']['commit']} ({earlier['environment']['date']})")
-    for name in ("processor", "level"):
-        before, now = earlier["environment"][name], document["environment"][name]
+    facts = {
+        "processor": lambda run: run["environment"]["processor"],
+        "level": lambda run: describe_level(run["environment"]),
+        "number of threads": lambda run: run["machine"]["threads"],
+    }
+    for name, fact in facts.items():
+        before, now = fact(earlier), fact(document)
         if before != now:
             print(f"  another {name}: {before} then, {now} now")
     old = {(case_key(r), o["contender"]): o for r in earlier.get("records", []) for o in r["outcomes"]}

@@ -17,22 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.cases import Case, Inputs
+from benchmarks.limits import set_variables
 from benchmarks.peers import NotApplicable
-
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-
-
-def set_thread_variables(threads: int) -> None:
-    """Before the libraries that read them are imported. JAX has none: it takes the cores it is pinned to."""
-    for name in THREAD_VARIABLES:
-        os.environ[name] = str(threads)
 
 
 def serve(connection: Connection, module_name: str, cores: Iterable[int]) -> None:
     """Answers (command, …) with (status, …) until the command is stop."""
     cores = list(cores)
     os.sched_setaffinity(0, cores)
-    set_thread_variables(len(cores))
+    set_variables(len(cores))
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

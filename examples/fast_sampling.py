@@ -107,10 +107,10 @@ def draw(pictures: torch.Tensor, batches: list[int], speeds: dict[str, list[floa
 
 def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2000, help="training steps")
-    parser.add_argument("--largest", type=int, default=10_000, help="largest batch")
-    parser.add_argument("--seconds", type=float, default=1.0, help="time spent on each measurement")
-    parser.add_argument("--out", default="fast_sampling.png", help="the picture to draw")
+    parser.add_argument("--steps", type=int, default=2000, help="training steps (default: %(default)s)")
+    parser.add_argument("--largest", type=int, default=10_000, help="largest batch (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each measurement (default: %(default)s)")
+    parser.add_argument("--out", default="fast_sampling.png", help="the picture to draw (default: %(default)s)")
     options = parser.parse_args(arguments)
 
     model, loss = train(options.steps)

@@ -8,6 +8,8 @@ import functools
 import importlib
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -123,7 +125,41 @@ def test_floor_is_linear_in_the_work_and_bounded_by_reading_the_parameters():
     assert floor() == pytest.approx(784 * 1000 * (4 * 256**2 + 10 * 256) * 2 / 1e11)
     assert floor(task="gradient") == pytest.approx(3 * floor())
     assert floor(D=1568) == pytest.approx(2 * floor())
-    assert floor(B=1) == pytest.approx(784 * 4 * (4 * 256**2 + 10 * 256) / 1e10)
+    assert floor(B=1) == pytest.approx(784 * 4 * (4 * 256**2 + 10 * 256) / 1e11)
+
+
+def test_floor_takes_the_least_time_that_reading_can_take():
+    megabyte = 1 << 20
+    machine = Machine(threads=1, peak=1e15, bandwidth={1: 8e9, 2: 4e9, 4: 1e9, 8: 2e9})
+
+    def milliseconds(megabytes):
+        return 1e3 * machine.stream_seconds(megabytes * megabyte) / megabyte
+
+    assert milliseconds(0.5) == pytest.approx(0.5 / 8e6), "smaller than any that was measured"
+    assert milliseconds(1.01) == pytest.approx(1.01 / 8e6), "no slower than a smaller stream that was measured"
+    assert milliseconds(3) == pytest.approx(1 / 8e6 + 2 / 4e6), "one megabyte stays in the nearest cache"
+    # Two megabytes stay in nearer caches; and as eight were read faster than four, that reading counts for the rest.
+    assert milliseconds(4) == pytest.approx(2 / 4e6 + 2 / 2e6)
+
+
+def test_level_keeps_everybody_to_it():
+    code = (
+        "from benchmarks.limits import set_variables; set_variables(1, 'avx2'); import numpy, torch, pyar\n"
+        "from torch._inductor.cpu_vec_isa import pick_vec_isa\n"
+        "print(pyar.build_info()['cpu_level'], torch.backends.cpu.get_cpu_capability(), pick_vec_isa())\n"
+        "import numba, benchmarks.peers.numba_loop as peer\n"
+        "signature = (numba.float32[:], numba.float32[:, :], numba.float32[:], numba.float32[:])\n"
+        "peer.conditional.compile(signature)\n"
+        "print('zmm' in peer.conditional.inspect_asm(signature))\n"
+        "import jax; f = jax.jit(lambda x: jax.numpy.tanh(x) * x)\n"
+        "print(f(jax.numpy.ones(1000)).sum() > 0)\n"
+    )
+    pytest.importorskip("numba")
+    pytest.importorskip("jax")
+    if "avx2" not in native._C.build_facts()["cpu_levels_supported"]:
+        pytest.skip("this processor does not have it")
+    result = subprocess.run([sys.executable, "-c", code], cwd=COMMITTED.parent.parent, capture_output=True, text=True)
+    assert result.stdout.split() == ["avx2", "AVX2", "avx2", "False", "True"], result.stderr
 
 
 def test_machine_limits_are_measured():
@@ -219,15 +255,19 @@ def record(case: Case, **milliseconds: float) -> dict:
 
 def document(*records: dict) -> dict:
     environment = {"commit": "0123456789ab", "date": "2026-01-01 00:00 UTC", "processor": "P", "level": "avx2"}
-    return {"job": "nade", "environment": environment, "records": list(records)}
+    return {"job": "nade", "environment": environment, "machine": {"threads": 2}, "records": list(records)}
 
 
 def test_comparison_marks_what_became_slower(tmp_path, capsys):
     case = CASES[0]
     (tmp_path / "nade.json").write_text(json.dumps(document(record(case, pyar=2.0, numba=9.0))))
     now = document(record(case, pyar=3.0, numba=9.1), record(CASES[1], pyar=1.0))
+    now["machine"]["threads"] = 1
+    now["environment"]["level_limit"] = "avx2"
     tables.print_comparison(now, tables.read_earlier(tmp_path, "nade"))
     printed = capsys.readouterr().out
+    assert "another number of threads: 2 then, 1 now" in printed
+    assert "another level: avx2 then, avx2, to which everybody was limited now" in printed
     assert "2 → 3 ms (1.50×) slower" in printed
     assert "9 → 9.1 ms (1.01×) \n" in printed
     assert CASES[1].describe() not in printed
@@ -285,15 +325,32 @@ def test_report_says_what_the_results_say(tmp_path):
     assert rows[1] == "| sample, K=10, B=1 | mnist-like, 87 % zeros | **2** (50 %) | missing | 1 (0.5×) | WRONG |"
     assert rows[2] == "| sample, K=10, B=1, H=256, 2 layers | mnist-like, 87 % zeros | **1234** (0 %) |"
     assert "pyar was the fastest in 1 of the 3 cases compared" in text
-    assert "In 1 it was not the fastest:\n* NADE sample, K=10, B=1, mnist-like data: numba takes 0.50 of" in text
-    assert "In 1 it was level with the fastest peer, within 3 %" in text
-    assert "NADE sample, K=2, B=1000, mnist-like data (numba, 0.99)" in text
+    assert (
+        "In 1 it was not the fastest:\n\n* NADE sample, K=10, B=1, mnist-like data: numba takes 0.50 of pyar's time; "
+        "pyar reaches 50 % of the floor, numba 100 %: what pyar loses here is not known."
+    ) in text
+    assert (
+        "In 1 it was level with the fastest peer, within 3 %:\n\n* NADE sample, K=2, B=1000, mnist-like data: numba "
+        "takes 0.99 of pyar's time;"
+    ) in text
     assert "In 6 more pyar was measured alone" in text
+
+
+def test_report_gives_the_reason_for_every_loss():
+    def says(case, ours, zeros=0.87):
+        lost = record(case, pyar=1.0, numba=0.9) | {"share_of_zeros": zeros}
+        lost["outcomes"][0]["fraction_of_floor"] = ours
+        return report.render({"nade": {**full_documents()["nade"], "records": [lost]}})
+
+    assert "pyar reaches 80 % of the floor, numba 111 %: both do the same multiply-adds" in says(CASES[6], 0.8)
+    assert "with so few zeros pyar has no runs" in says(CASES[0], 0.2, zeros=0.5)
+    assert "is not known" in says(CASES[0], 0.2)
 
 
 def test_report_has_a_table_for_everything_that_only_the_sweep_measures():
     text = report.render({"sweep": full_documents()["sweep"]})
     assert "| NADE sample | 1.00 (100 → 1,000) | – | – | 0.50 (2 → 8) |" in text
+    assert "All other powers lie between 0.50 and 1.00." in text
     assert "| pyar's time in ms | 1 thread | 2 threads |" in text
     assert "| NADE sample, K=2, B=100 | 8 | 5 (1.60× as fast) |" in text
     assert "| peak extra memory of one call, MB | pyar | JAX lax.scan |" in text

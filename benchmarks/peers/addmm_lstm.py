@@ -27,6 +27,7 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Work:
     head = parameters["head_weight"].T.contiguous()
     head_bias = parameters["head_bias"]
     gates = torch.empty(case.B, 4 * case.H, device=uniforms.device)
+    i, f, g, o = gates.chunk(4, 1)
     scratch = torch.empty(case.B, case.H, device=uniforms.device)
 
     @torch.inference_mode()
@@ -41,14 +42,10 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Work:
                     torch.index_select(table, 0, previous, out=gates)
                 else:
                     torch.addmm(bias[layer], h[layer - 1], below[layer], out=gates)
-                torch.addmm(gates, h[layer], recurrent[layer], out=gates)
-                gates[:, : 2 * case.H].sigmoid_()
-                gates[:, 2 * case.H : 3 * case.H].tanh_()
-                gates[:, 3 * case.H :].sigmoid_()
-                i, f, g, o = gates.chunk(4, 1)
-                cell[layer].mul_(f).addcmul_(i, g)
+                gates.addmm_(h[layer], recurrent[layer])
+                cell[layer].mul_(f.sigmoid_()).addcmul_(i.sigmoid_(), g.tanh_())
                 torch.tanh(cell[layer], out=scratch)
-                torch.mul(o, scratch, out=h[layer])
+                torch.mul(o.sigmoid_(), scratch, out=h[layer])
             previous = draw(torch.addmm(head_bias, h[-1], head), columns[d])
             x[d] = previous
         return {"x": x.T}

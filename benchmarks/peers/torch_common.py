@@ -61,8 +61,8 @@ def gradient_call(
 
 def draw(logits: Tensor, u: Tensor) -> Tensor:
     """The inverse CDF: logits [B, K], u [B] → states int64 [B]."""
-    prefix = torch.cumsum(torch.exp(logits - logits.amax(1, keepdim=True)), 1)
-    return (prefix <= (u * prefix[:, -1])[:, None]).sum(1).clamp_(max=logits.shape[1] - 1)
+    prefix = torch.softmax(logits, 1).cumsum(1)
+    return torch.searchsorted(prefix, u[:, None], right=True)[:, 0].clamp_(max=logits.shape[1] - 1)
 
 
 def with_zero_state(W: Tensor) -> Tensor:

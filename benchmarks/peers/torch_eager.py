@@ -36,40 +36,44 @@ def prepare(case: Case, inputs: Inputs, threads: int) -> Work:
 
 def nade_log_prob(case: Case, columns: Tensor, parameters: dict[str, Tensor]) -> Tensor:
     """columns int64 [D, B] → log p [B]."""
-    W, c, V, b = (parameters[name] for name in ("W", "c", "V", "b"))
-    W = W[:, 0] if case.K == 2 else with_zero_state(W)
-    a = c.expand(columns.shape[1], -1)
-    total = torch.zeros(columns.shape[1], device=c.device)
-    for d in range(case.D):
-        state = columns[d]
-        logits = torch.addmm(b[d], torch.sigmoid(a), V[d].T)
+    a = parameters["c"].expand(columns.shape[1], -1)
+    total = torch.zeros(columns.shape[1], device=a.device)
+    for state, W, V, b in zip(columns, *dimensions(case, parameters), strict=True):
+        logits = torch.addmm(b, torch.sigmoid(a), V.T)
         if case.K == 2:
             total = total - functional.softplus((1 - 2 * state) * logits[:, 0])
-            a = torch.addcmul(a, state[:, None].to(a.dtype), W[d])
+            a = torch.addcmul(a, state[:, None].to(a.dtype), W)
         else:
             total = total - functional.cross_entropy(logits, state, reduction="none")
-            a = a + W[d][state]
+            a = a + functional.embedding(state, W)
     return total
+
+
+def dimensions(case: Case, parameters: dict[str, Tensor]) -> list[tuple[Tensor, ...]]:
+    """W, V and b by dimension. Taken apart at once: W[d] in the loop would have a gradient as large as all of W."""
+    W = parameters["W"][:, 0] if case.K == 2 else with_zero_state(parameters["W"])
+    return [value.unbind() for value in (W, parameters["V"], parameters["b"])]
 
 
 def nade_sampler(case: Case, uniforms: Tensor, parameters: dict[str, Tensor]):
     """uniforms [D, B] → a call that draws x [B, D]."""
-    W, c, V, b = (parameters[name] for name in ("W", "c", "V", "b"))
-    W = W[:, 0] if case.K == 2 else with_zero_state(W)
+    c = parameters["c"]
+    W, V, b = dimensions(case, parameters)
+    V = [value.T for value in V]
+    h = torch.empty(case.B, case.H, device=c.device)
 
     @torch.inference_mode()
     def call() -> dict[str, Tensor]:
         a = c.repeat(case.B, 1)
-        h = torch.empty_like(a)
         x = torch.empty(case.D, case.B, dtype=torch.uint8, device=c.device)
-        for d in range(case.D):
-            logits = torch.addmm(b[d], torch.sigmoid(a, out=h), V[d].T)
+        for d, u in enumerate(uniforms):
+            logits = torch.addmm(b[d], torch.sigmoid(a, out=h), V[d])
             if case.K == 2:
-                state = uniforms[d] >= torch.sigmoid(-logits[:, 0])
+                state = u >= torch.sigmoid(-logits[:, 0])
                 a.addcmul_(state[:, None].to(a.dtype), W[d])
             else:
-                state = draw(logits, uniforms[d])
-                a += W[d][state]
+                state = draw(logits, u)
+                a += functional.embedding(state, W[d])
             x[d] = state
         return {"x": x.T}
 

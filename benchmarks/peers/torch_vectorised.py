@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from benchmarks.cases import Case, Inputs
 from benchmarks.peers import NotApplicable, Work
-from benchmarks.peers.torch_common import setup, tensors, with_zero_state, work
+from benchmarks.peers.torch_common import setup, tensors, work
 
 NAME = "PyTorch B×D×H"
 # The B×D×H tensor of one chunk. Larger ones spend their time on page faults, smaller ones on calls.
@@ -20,17 +20,19 @@ def chunk_rows(case: Case) -> int:
 
 
 def nade_log_prob(x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor) -> Tensor:
-    """x int64 [B, D] → log p [B]; a_d = c + Σ_{e<d} W_e[x_e] as a cumulative sum."""
+    """x int64 [D, B] → log p [B]; a_d = c + Σ_{e<d} W_e[x_e] as a cumulative sum. Dimensions come first, so that the
+    products with V are those of a batch of matrices as they lie."""
+    earlier = x[:-1]
     if V.shape[1] == 1:
-        added = x[:, :, None].to(c.dtype) * W[:, 0]
+        added = earlier[:, :, None].to(c.dtype) * W[:-1]
     else:
-        added = with_zero_state(W)[torch.arange(x.shape[1], device=x.device), x]
-    before = torch.cat((c.expand(x.shape[0], 1, -1), added[:, :-1]), 1)
-    h = torch.sigmoid(torch.cumsum(before, 1))
-    logits = torch.einsum("bdh,dph->bdp", h, V) + b
+        added = functional.one_hot(earlier, V.shape[1])[:, :, 1:].to(c.dtype) @ W[:-1]
+    before = torch.cat((c.expand(1, x.shape[1], -1), added))
+    h = torch.sigmoid(torch.cumsum(before, 0))
+    logits = torch.baddbmm(b[:, None], h, V.mT)
     if V.shape[1] == 1:
-        return -functional.softplus((1 - 2 * x) * logits[:, :, 0]).sum(1)
-    return torch.log_softmax(logits, -1).gather(-1, x[:, :, None]).sum((1, 2))
+        return -functional.softplus((1 - 2 * x) * logits[:, :, 0]).sum(0)
+    return torch.log_softmax(logits, -1).gather(-1, x[:, :, None]).sum((0, 2))
 
 
 def prepare(case: Case, inputs: Inputs, threads: int, log_prob=nade_log_prob) -> Work:
@@ -38,7 +40,7 @@ def prepare(case: Case, inputs: Inputs, threads: int, log_prob=nade_log_prob) ->
         raise NotApplicable("needs the whole vector beforehand, and a NADE")
     setup(case, threads)
     x, _, parameters = tensors(case, inputs)
-    chunks = x.long().split(chunk_rows(case))
+    chunks = [chunk.T.contiguous() for chunk in x.long().split(chunk_rows(case))]
     if case.task == "log_prob":
         values = list(parameters.values())
 
