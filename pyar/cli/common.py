@@ -15,6 +15,7 @@ import torch
 
 from pyar.checkpoint import CheckpointError
 from pyar.data import DataError, Dataset, load_dataset
+from pyar.models import AutoregressiveModel
 from pyar.training import TrainingError
 
 CONFIG_FILE = "config.json"
