@@ -54,7 +54,8 @@ PYAR_INLINE void multiply_accumulate(Vector (&sum)[M][N], const float* a, int64_
   }
 }
 
-// Calls visit(tile<M>, row) for rows 0 … count−1 in tiles of kTileRows and one smaller tile at the end.
+// Calls visit(tile<M>, row) for rows 0 … count−1 in tiles of nearly equal size, kTileRows at most: a small tile at the
+// end would have too few sums to keep the multipliers busy.
 template <int M>
 struct TileRows {
   static constexpr int rows = M;
@@ -62,28 +63,33 @@ struct TileRows {
 
 template <class Visit>
 PYAR_INLINE void for_row_tiles(int64_t count, const Visit& visit) {
+  const int64_t tiles = (count + kTileRows - 1) / kTileRows;
   int64_t row = 0;
-  for (; row + kTileRows <= count; row += kTileRows) visit(TileRows<kTileRows>{}, row);
-  switch (count - row) {
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t next = count * (t + 1) / tiles;
+    switch (next - row) {
 #if defined(__AVX512F__)
-    case 5:
-      visit(TileRows<5>{}, row);
-      break;
-    case 4:
-      visit(TileRows<4>{}, row);
-      break;
-    case 3:
-      visit(TileRows<3>{}, row);
-      break;
+      case 6:
+        visit(TileRows<6>{}, row);
+        break;
+      case 5:
+        visit(TileRows<5>{}, row);
+        break;
+      case 4:
+        visit(TileRows<4>{}, row);
+        break;
 #endif
-    case 2:
-      visit(TileRows<2>{}, row);
-      break;
-    case 1:
-      visit(TileRows<1>{}, row);
-      break;
-    default:
-      break;
+      case 3:
+        visit(TileRows<3>{}, row);
+        break;
+      case 2:
+        visit(TileRows<2>{}, row);
+        break;
+      default:
+        visit(TileRows<1>{}, row);
+        break;
+    }
+    row = next;
   }
 }
 
