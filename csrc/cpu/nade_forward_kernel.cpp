@@ -72,8 +72,7 @@ void forward_tile(const NadeForward& f, int64_t first, int64_t n, float* scratch
       s.in[i] = s.hidden + i * H;
     }
     for (int64_t d = 0; d < m.D; ++d) {
-      const Rows V = group_rows(m.V + d * P * m.F, P, m.F, n, s.packed);
-      outputs_ahead(m, d, V, s.in, n, x + d, s.logits, kTile);
+      outputs_ahead(m, d, s.in, n, x + d, s.packed, s.logits, kTile);
       forward_dimension(f, first, n, d, s.logits, s, total);
       if (d + 1 == m.D) break;
       for (int64_t i = 0; i < n; ++i)

@@ -121,15 +121,18 @@ PYAR_INLINE void dot_block(const float* const* x, const float* rows, int64_t str
     memcpy(out + r * out_stride, total + r * kBlockVectors, kBlockVectors * sizeof(float));
 }
 
+// Rows that stay in the first-level cache while many vectors pass.
+PYAR_INLINE int64_t rows_at_once(int64_t stride) {
+  return stride * kBlockRows >= kGroupFloats ? kBlockRows : kGroupFloats / stride / kBlockRows * kBlockRows;
+}
+
 // out[r·out_stride + i] = Σ_j rows[r·stride + j] x[i][j] for r < count, i < vectors, j < n; bit for bit as dots().
 //   x     [vectors][n]
 //   rows  [count, n]
 //   out   [count, vectors]
 inline void dots_of_many(const float* const* x, int64_t vectors, const float* rows, int64_t stride, int64_t count,
                          int64_t n, float* out, int64_t out_stride) {
-  // Rows that stay in the first-level cache while all the vectors pass.
-  const int64_t most =
-      stride * kBlockRows >= kGroupFloats ? kBlockRows : kGroupFloats / stride / kBlockRows * kBlockRows;
+  const int64_t most = rows_at_once(stride);
   for (int64_t r0 = 0; r0 < count; r0 += most) {
     const int64_t r1 = r0 + most < count ? r0 + most : count;
     int64_t i = 0;

@@ -160,13 +160,11 @@ bool sample_tile(const NadeSample& q, int64_t first, int64_t n, float* scratch) 
       features = target;
       stride = next;
     }
-    const float* V = m.V + d * P * m.F;
     if (P == 1) {
-      dots(V, features, stride, n, m.F, s.logits, 1);
+      dots(m.V + d * m.F, features, stride, n, m.F, s.logits, 1);
     } else {
-      const Rows rows = group_rows(V, P, m.F, n, s.packed);
       for (int64_t i = 0; i < n; ++i) s.in[i] = features + i * stride;
-      outputs_ahead(m, d, rows, s.in, n, nullptr, s.logits, kTile);
+      outputs_ahead(m, d, s.in, n, nullptr, s.packed, s.logits, kTile);
     }
     for (int64_t i = 0; i < n; i += kWidth) {
       add_bias(s.logits + i, kTile, m.b + d * P, P);

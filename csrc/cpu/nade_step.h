@@ -198,24 +198,31 @@ PYAR_INLINE void store_int(int32_t* p, IntVector v) { memcpy(p, &v, sizeof v); }
 PYAR_INLINE bool many_rows(const NadeParameters& m) { return m.P >= kBlockRows; }
 
 // logits[k·out_stride + i] = Σ_j V_d[k, j] in[i][j] for k < P, i < n. Meanwhile memory is asked for what comes next:
-// the following dimension's rows, and the rows of W of the states, if they are known.
-//   V       [P, F], the rows of dimension d
+// the following output rows, and the rows of W of the states, if they are known.
 //   in      [n][F], the features of the samples
 //   x       [n], D apart: the states of dimension d; or null
+//   packed  [packed_floats()], work space
 //   logits  [P, n]
-inline void outputs_ahead(const NadeParameters& m, int64_t d, const Rows& V, const float* const* in, int64_t n,
-                          const uint8_t* x, float* logits, int64_t out_stride) {
+inline void outputs_ahead(const NadeParameters& m, int64_t d, const float* const* in, int64_t n, const uint8_t* x,
+                          float* packed, float* logits, int64_t out_stride) {
   constexpr int64_t kTogether = 8;
-  const float* ahead = m.V + (d + 1) * m.P * m.F;
-  const int64_t size = d + 1 < m.D ? m.P * m.F : 0;
+  const float* V = m.V + d * m.P * m.F;
+  const int64_t most = rows_at_once(row_stride(m.F)), left = (m.D - d) * m.P;
   const int64_t parts = (n + kTogether - 1) / kTogether;
-  for (int64_t part = 0; part < parts; ++part) {
-    const int64_t begin = part * kTogether, end = begin + kTogether < n ? begin + kTogether : n;
-    const int64_t from = padded(size * part / parts), to = padded(size * (part + 1) / parts);
-    prefetch(ahead + from, to - from);
-    if (x != nullptr)
-      for (int64_t i = begin; i < end; ++i) prefetch_input(m, d, x[i * m.D]);
-    dots_of_many(in + begin, end - begin, V.data, V.stride, m.P, V.columns, logits + begin, out_stride);
+  for (int64_t k = 0; k < m.P; k += most) {
+    const int64_t count = most < m.P - k ? most : m.P - k;
+    const Rows rows = group_rows(V + k * m.F, count, m.F, n, packed);
+    const float* next = V + (k + count) * m.F;
+    const int64_t size = (most < left - k - count ? most : left - k - count) * m.F;
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t begin = part * kTogether, end = begin + kTogether < n ? begin + kTogether : n;
+      const int64_t from = padded(size * part / parts), to = padded(size * (part + 1) / parts);
+      prefetch(next + from, to - from);
+      if (x != nullptr && k == 0)
+        for (int64_t i = begin; i < end; ++i) prefetch_input(m, d, x[i * m.D]);
+      dots_of_many(in + begin, end - begin, rows.data, rows.stride, count, rows.columns,
+                   logits + k * out_stride + begin, out_stride);
+    }
   }
 }
 
