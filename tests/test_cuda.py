@@ -16,7 +16,7 @@ from oracle import NadeParameters, assert_as_accurate, assert_inverse_cdf, nade_
 from torch import Tensor
 
 from pyar import native
-from pyar.ops.lstm import lstm_sample
+from pyar.ops.lstm import lstm_sample, round_weights
 from pyar.ops.nade import nade_log_prob, nade_logits, nade_mean_nll, nade_sample
 from pyar.reference import lstm as lstm_reference
 from pyar.reference import nade as reference
@@ -39,7 +39,8 @@ NADE_SHAPES = [
     (12, 256, 1030, False),
     (7, 3, 4096, False),
 ]
-# H, K, layers, scalar: weights in one block, spread over blocks in strips of 32, 16 and 8 units, from the L2 cache.
+# H, K, layers, scalar: weights in one block, spread over blocks in strips of 32, 16 and 8 units, from the L2 cache. In
+# bfloat16: in one block, spread over blocks, from the L2 cache; 1500 samples take tiles of 32 where they fit.
 LSTM_SHAPES = [
     (5, 2, 1, False),
     (60, 10, 1, True),
@@ -139,23 +140,27 @@ def test_nade_results_do_not_depend_on_the_batch(shape):
     assert torch.equal(log_prob[17:18], nade_log_prob(x[17:18], *p[:4]))
 
 
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("N", [1, 40, 1500])
 @pytest.mark.parametrize("shape", LSTM_SHAPES, ids=str)
-def test_lstm_samples(shape, N):
+def test_lstm_samples(shape, N, weight_dtype):
     H, K, layers, scalar = shape
     D = 20
     parameters = lstm_parameters(H, K, layers, scalar)
     on_gpu = lstm_cuda(parameters)
-    draw = functools.partial(lstm_sample, *on_gpu, seed=seed_on("cuda"), num_dims=D)
+    draw = functools.partial(lstm_sample, *on_gpu, seed=seed_on("cuda"), num_dims=D, weight_dtype=weight_dtype)
     x, log_prob = draw(num_samples=N, first_index=9)
     weights, head_weight, head_bias = on_gpu
-    double = [w.double() for w in weights], head_weight.double(), head_bias.double()
+    exact_weights = weights if weight_dtype == torch.float32 else round_weights(weights, weight_dtype)
+    double = [w.double() for w in exact_weights], head_weight.double(), head_bias.double()
     outputs = torch.stack(lstm_reference.step_logits(x, *double), dim=1)
     assert_inverse_cdf(x.cpu(), outputs.cpu(), uniforms(SEED, 9, N, D))
     torch.testing.assert_close(log_prob.double(), lstm_reference.log_prob(x, *double), rtol=1e-5, atol=1e-4)
     assert_same(draw(num_samples=N, first_index=9), (x, log_prob))
     assert_same(draw(num_samples=1, first_index=9 + N - 1), (x[-1:], log_prob[-1:]))
-    x_cpu, _ = lstm_sample(*parameters, seed=seed_on("cpu"), num_dims=D, num_samples=N, first_index=9)
+    x_cpu, _ = lstm_sample(
+        *parameters, seed=seed_on("cpu"), num_dims=D, num_samples=N, first_index=9, weight_dtype=weight_dtype
+    )
     assert (x.cpu() != x_cpu).any(dim=1).sum() <= 2 + N * D * K * 1e-5
 
 
@@ -208,6 +213,7 @@ def test_graphs_capture_and_replay_with_new_seeds_and_data():
                 nade_log_prob(x, *p[:4]),
                 *torch.ops.pyar.nade_mean_nll(x, *p[:4]),
                 *lstm_sample(*lstm, seed=seed, num_samples=30, num_dims=40),
+                *lstm_sample(*lstm, seed=seed, num_samples=30, num_dims=40, weight_dtype=torch.bfloat16),
             )
 
     warm_up = torch.cuda.Stream()
@@ -224,16 +230,19 @@ def test_graphs_capture_and_replay_with_new_seeds_and_data():
         assert_same(captured, work())
 
 
-def test_nan_and_infinite_parameters_give_nan():
+def test_parameters_that_are_no_numbers_give_nan():
     p = cuda(nade_parameters(6, 4, 30))
     p.V[3, 0, 0] = float("nan")
     x, log_prob = nade_sample(*p[:4], seed=seed_on("cuda"), num_samples=8)
     assert log_prob.isnan().all()
     assert (x[:, 3] == 0).all()
     weights, head_weight, head_bias = lstm_cuda(lstm_parameters(256, 4, 1, False))
-    weights[1][0, 0] = float("inf")
-    _, log_prob = lstm_sample(weights, head_weight, head_bias, seed=seed_on("cuda"), num_samples=8, num_dims=5)
-    assert log_prob.isnan().all()
+    weights[1][0, 0] = float("nan")
+    for dtype in (torch.float32, torch.bfloat16):
+        _, log_prob = lstm_sample(
+            weights, head_weight, head_bias, seed=seed_on("cuda"), num_samples=8, num_dims=5, weight_dtype=dtype
+        )
+        assert log_prob.isnan().all()
 
 
 def test_states_out_of_range_are_harmless():
@@ -303,7 +312,7 @@ SMALL_CASES = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
 from oracle import nade_parameters, random_states
-from pyar.ops.lstm import lstm_sample
+from pyar.ops.lstm import lstm_sample, round_weights
 from pyar.ops.nade import nade_log_prob, nade_mean_nll, nade_sample
 seed = torch.tensor(1, device="cuda")
 for D, K, H in ((20, 2, 9), (18, 5, 130), (3, 40, 600)):
@@ -315,7 +324,9 @@ for H, layers in ((9, 1), (256, 1), (100, 2)):
     lstm = torch.nn.LSTM(3, H, layers).cuda()
     head = torch.nn.Linear(H, 3).cuda()
     weights = [w.detach() for w in lstm._flat_weights]
-    lstm_sample(weights, head.weight.detach(), head.bias.detach(), seed=seed, num_samples=9, num_dims=4)
+    for dtype in (torch.float32, torch.bfloat16):
+        head_weight, head_bias = head.weight.detach(), head.bias.detach()
+        lstm_sample(weights, head_weight, head_bias, seed=seed, num_samples=9, num_dims=4, weight_dtype=dtype)
 torch.cuda.synchronize()
 """
 

@@ -5,6 +5,7 @@ What this cannot show, the memory model and the arithmetic of a real GPU, is in 
 
 from __future__ import annotations
 
+import functools
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from oracle import (
 )
 from torch import Tensor
 
+from pyar.ops.lstm import round_weights
 from pyar.reference import lstm as lstm_reference
 from pyar.reference import nade as reference
 from pyar.reference.philox import uniforms
@@ -222,50 +224,84 @@ def lstm_parameters(H: int, K: int, layers: int, scalar: bool) -> tuple[list[Ten
     return weights, 3 * uniform(K, H), uniform(K)
 
 
-def lstm_sample(parameters, N, D, first_index=0, temperature=1.0, given=None):
-    op = torch.ops.pyar_emulated.lstm_sample
+def lstm_sample(parameters, N, D, first_index=0, temperature=1.0, given=None, name="lstm_sample"):
+    op = getattr(torch.ops.pyar_emulated, name)
     return op(*parameters, torch.tensor(11), N, first_index, D, temperature, given)
 
 
-@pytest.mark.parametrize("case", LSTM_CASES.values(), ids=LSTM_CASES.keys())
-def test_lstm_samples(case, monkeypatch):
+def check_lstm_samples(case, monkeypatch, name, exact_weights):
+    """The samples and log-probabilities of an operation are those of the model with exact_weights(weights)."""
     N, D, H, K, layers, scalar, multiprocessors, shared = case
     monkeypatch.setenv("PYAR_EMULATOR_SMS", str(multiprocessors))
     monkeypatch.setenv("PYAR_EMULATOR_SHARED", str(shared))
     parameters = lstm_parameters(H, K, layers, scalar)
-    weights, head_weight, head_bias = parameters
+    draw = functools.partial(lstm_sample, parameters, name=name)
+    weights, head_weight, head_bias = exact_weights(parameters[0]), *parameters[1:]
     double = [w.double() for w in weights], head_weight.double(), head_bias.double()
     u = uniforms(11, 7, N, D)
 
-    x, log_prob = lstm_sample(parameters, N, D, 7)
+    x, log_prob = draw(N, D, 7)
     outputs = torch.stack(lstm_reference.step_logits(x, *double), dim=1)
     assert_inverse_cdf(x, outputs, u)
-    float32, float64 = lstm_reference.log_prob(x, *parameters), lstm_reference.log_prob(x, *double)
-    assert_as_accurate(log_prob, float32, float64, "log_prob")
+    float32 = lstm_reference.log_prob(x, weights, head_weight, head_bias)
+    assert_as_accurate(log_prob, float32, lstm_reference.log_prob(x, *double), "log_prob")
 
     # The same bits from another order of the threads, and of the last sample from a batch of its own.
     monkeypatch.setenv("PYAR_EMULATOR_SEED", "1")
-    assert same((x, log_prob), lstm_sample(parameters, N, D, 7))
-    assert same((x[-1:], log_prob[-1:]), lstm_sample(parameters, 1, D, 7 + N - 1))
+    assert same((x, log_prob), draw(N, D, 7))
+    assert same((x[-1:], log_prob[-1:]), draw(1, D, 7 + N - 1))
 
     given = random_states(N, 2, K)
-    x, log_prob = lstm_sample(parameters, N, D, 7, 1.3, given)
+    x, log_prob = draw(N, D, 7, 1.3, given)
     assert torch.equal(x[:, :2], given)
     assert_inverse_cdf(x, torch.stack(lstm_reference.step_logits(x, *double), dim=1), u, 1.3, 2)
     if D == 2:
         assert (log_prob == 0).all()
 
 
-def test_lstm_that_is_no_distribution_gives_nan_and_state_0():
+@pytest.mark.parametrize("case", LSTM_CASES.values(), ids=LSTM_CASES.keys())
+def test_lstm_samples(case, monkeypatch):
+    check_lstm_samples(case, monkeypatch, "lstm_sample", lambda weights: weights)
+
+
+# As LSTM_CASES.
+LSTM_BFLOAT16_CASES = {
+    "one sample, a block for every strip": (1, 6, 40, 10, 1, True, 4, 232448),
+    "one block a group": (3, 5, 40, 10, 1, False, 1, 232448),
+    "one strip, with padding": (9, 6, 5, 2, 1, False, 4, 232448),
+    "two layers": (9, 4, 33, 3, 2, False, 4, 232448),
+    "tiles of 32": (40, 4, 33, 3, 2, False, 3, 232448),
+    "all four warps have several tiles of inputs": (5, 3, 150, 4, 1, False, 10, 232448),
+    "three layers, spread": (5, 4, 70, 5, 3, True, 6, 100000),
+    "from the L2 cache, several strips a block": (6, 4, 130, 3, 2, False, 3, 60000),
+    "from the L2 cache, tiles of 32": (60, 3, 100, 3, 1, False, 2, 70000),
+    "most states": (40, 3, 20, 256, 1, False, 4, 232448),
+    "several launches": (600, 2, 8, 3, 1, False, 1, 232448),
+}
+
+
+@pytest.mark.parametrize("case", LSTM_BFLOAT16_CASES.values(), ids=LSTM_BFLOAT16_CASES.keys())
+def test_lstm_samples_with_bfloat16_weights(case, monkeypatch):
+    check_lstm_samples(
+        case, monkeypatch, "lstm_sample_bfloat16", lambda weights: round_weights(weights, torch.bfloat16)
+    )
+
+
+LSTM_OPERATIONS = pytest.mark.parametrize("name", ["lstm_sample", "lstm_sample_bfloat16"])
+
+
+@LSTM_OPERATIONS
+def test_lstm_that_is_no_distribution_gives_nan_and_state_0(name):
     weights, head_weight, head_bias = lstm_parameters(6, 3, 1, False)
     weights[1][0, 0] = float("nan")
-    x, log_prob = lstm_sample((weights, head_weight, head_bias), 5, 4)
+    x, log_prob = lstm_sample((weights, head_weight, head_bias), 5, 4, name=name)
     assert log_prob.isnan().all()
     assert (x[:, 1:] == 0).all()
 
 
-def test_lstm_of_no_samples():
-    x, log_prob = lstm_sample(lstm_parameters(6, 3, 1, False), 0, 4)
+@LSTM_OPERATIONS
+def test_lstm_of_no_samples(name):
+    x, log_prob = lstm_sample(lstm_parameters(6, 3, 1, False), 0, 4, name=name)
     assert x.shape == (0, 4)
     assert log_prob.shape == (0,)
 

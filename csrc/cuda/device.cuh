@@ -99,4 +99,19 @@ PYAR_DEVICE void copy_async_wait() {
 #endif
 }
 
+// D [16, 8] = A [16, 16] B [16, 8] + D on the tensor cores: bfloat16 products, which are exact, in float sums. Each
+// lane has the parts of the matrices that PTX calls its fragments, two elements a register, the first in the lower
+// half.
+PYAR_DEVICE void multiply_add_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if defined(PYAR_EMULATED)
+  emulator::mma_16x8x16(d, a, b, __LINE__);
+#else
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
 }  // namespace pyar::cuda

@@ -12,7 +12,7 @@
 namespace pyar::cuda {
 namespace {
 
-// Workspace of the blocks' start values that one slab of samples may take, in bytes.
+// Workspace that one slab of samples may take, in bytes.
 #if defined(PYAR_EMULATED)
 constexpr int64_t kSlabBytes = 1024;  // so that small tests have several slabs
 #else
@@ -139,10 +139,9 @@ void launch_sum_blocks(const Device& device, const double* block_log_prob, int64
   launch("nade_sum_blocks", nade_sum_blocks_kernel, shape, device, block_log_prob, blocks, count, log_prob, exact);
 }
 
-// Samples whose start values fit a slab.
-int64_t slab_samples(const Parameters& parameters, int64_t N) {
-  const int64_t bytes = int64_t{4} * parameters.blocks() * parameters.nade.H;
-  return std::min(N, std::clamp<int64_t>(kSlabBytes / std::max<int64_t>(bytes, 1) / 32 * 32, 32, 32768));
+// Samples of a slab, if each needs so many floats of workspace.
+int64_t slab_samples(int64_t floats, int64_t N) {
+  return std::min(N, std::clamp<int64_t>(kSlabBytes / (4 * std::max<int64_t>(floats, 1)) / 32 * 32, 32, 32768));
 }
 
 // Whether the samples alone fill the GPU; if not, the blocks of dimensions run side by side from their start values.
@@ -157,8 +156,8 @@ void evaluate(const Parameters& parameters, const uint8_t* x, int64_t N, const T
   const Device device(like);
   if (N == 0 || nade.D == 0) return;
   const bool split = !fills(parameters, device, N);
-  const int64_t slab = split ? slab_samples(parameters, N) : std::min<int64_t>(N, int64_t{1} << 24);
   const int64_t blocks = split ? parameters.blocks() : 1;
+  const int64_t slab = split ? slab_samples(blocks * nade.H, N) : std::min<int64_t>(N, int64_t{1} << 24);
   Tensor starts = allocate(like, {split ? blocks * slab * nade.H : 0}, ScalarType::Float);
   Tensor sums = allocate(like, {log_prob != nullptr ? blocks * slab : 0}, ScalarType::Double);
   for (int64_t first = 0; first < N; first += slab) {
@@ -217,10 +216,11 @@ Gradients backward(const Parameters& parameters, const uint8_t* x, int64_t N, co
 
   const Device device(like);
   const int64_t blocks = parameters.blocks(), outputs = static_cast<int64_t>(nade.D) * nade.P;
-  const int64_t slab = slab_samples(parameters, N);
+  const int64_t own_outputs = logits_gradient == nullptr ? outputs : 0;
+  const int64_t slab = slab_samples((blocks + 1) * nade.H + own_outputs, N);
   Tensor starts = allocate(like, {blocks, slab, nade.H}, ScalarType::Float);
   Tensor totals = allocate(like, {slab, nade.H}, ScalarType::Float);
-  Tensor own = allocate(like, {logits_gradient == nullptr ? slab * outputs : 0}, ScalarType::Float);
+  Tensor own = allocate(like, {slab * own_outputs}, ScalarType::Float);
   Tensor sums = allocate(like, {exact != nullptr ? blocks * slab : 0}, ScalarType::Double);
   const unsigned slices = static_cast<unsigned>(ceil_div(nade.H, kWarp));
   for (int64_t first = 0; first < N; first += slab) {
