@@ -39,6 +39,13 @@ NADE_SHAPES = [
     (12, 256, 1030, False),
     (7, 3, 4096, False),
 ]
+# D, K, H, scalar, sizes of the added layers.
+NADE_LAYER_SHAPES = [
+    (20, 2, 33, True, (40,)),
+    (100, 10, 500, False, (300, 130)),
+    (12, 256, 70, False, (600,)),
+    (7, 3, 4096, False, (4096,)),
+]
 # H, K, layers, scalar: weights in one block, spread over blocks in strips of 32, 16 and 8 units, from the L2 cache. In
 # bfloat16: in one block, spread over blocks, from the L2 cache; 1500 samples take tiles of 32 where they fit.
 LSTM_SHAPES = [
@@ -203,8 +210,10 @@ def test_work_goes_to_the_current_stream():
 
 def test_graphs_capture_and_replay_with_new_seeds_and_data():
     p = cuda(nade_parameters(40, 3, 70))
+    deep = cuda(nade_parameters(40, 3, 70, mlp_sizes=(30,)))
     lstm = lstm_cuda(lstm_parameters(256, 3, 1, False))
     seed, x = seed_on("cuda", 1), random_states(30, 40, 3).cuda()
+    deep_upstream = torch.linspace(-1.0, 1.0, 30 * 40 * 3, device="cuda").view(30, 40, 3)
 
     def work():
         with torch.no_grad():
@@ -212,6 +221,8 @@ def test_graphs_capture_and_replay_with_new_seeds_and_data():
                 *nade_sample(*p[:4], seed=seed, num_samples=30),
                 nade_log_prob(x, *p[:4]),
                 *torch.ops.pyar.nade_mean_nll(x, *p[:4]),
+                *nade_sample(*deep, seed=seed, num_samples=30),
+                *torch.ops.pyar.nade_logits_backward(deep_upstream, x, *deep[:4], list(deep.mlp))[:4],
                 *lstm_sample(*lstm, seed=seed, num_samples=30, num_dims=40),
                 *lstm_sample(*lstm, seed=seed, num_samples=30, num_dims=40, weight_dtype=torch.bfloat16),
             )
@@ -259,13 +270,47 @@ def test_empty_batches():
     assert lstm_sample(*lstm, seed=seed_on("cuda"), num_samples=0, num_dims=4)[0].shape == (0, 4)
 
 
-def test_added_layers_run_in_the_reference():
-    p, x = nade_parameters(4, 3, 5, mlp_sizes=(6,)), random_states(7, 4, 3)
-    native.warn_reference.cache_clear()
+@pytest.mark.parametrize("B", [1, 37])
+@pytest.mark.parametrize("shape", NADE_LAYER_SHAPES, ids=str)
+def test_added_layers_against_the_reference(shape, B):
+    D, K, H, scalar, mlp_sizes = shape
+    p, x = nade_parameters(D, K, H, scalar=scalar, mlp_sizes=mlp_sizes), random_states(B, D, K, zeros=0.5)
+    on_gpu, double = cuda(p), p.double()
+    log_prob = nade_log_prob(x.cuda(), *on_gpu)
+    assert_as_accurate(log_prob, reference.log_prob(x, *p), reference.log_prob(x, *double), "log_prob")
+    assert torch.equal(log_prob[-1:], nade_log_prob(x[-1:].cuda(), *on_gpu))
+    logits = nade_logits(x.cuda(), *on_gpu)
+    assert_as_accurate(logits, reference.logits(x, *p), reference.logits(x, *double), "logits")
+
+    orders = [torch.randperm(B, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    leaves, leaves64 = on_gpu.leaves(), double.leaves()
+    actual = torch.autograd.grad(nade_mean_nll(x.cuda(), *leaves), leaves.tensors)
+    repeated = torch.autograd.grad(nade_mean_nll(x.cuda(), *leaves), leaves.tensors)
+    assert_same(actual, repeated)
+    float32 = []
+    for order in orders:
+        leaves32 = p.leaves()
+        float32.append(torch.autograd.grad(reference.mean_nll(x[order], *leaves32), leaves32.tensors))
+    float64 = torch.autograd.grad(reference.mean_nll(x, *leaves64), leaves64.tensors)
+    for index, gradients in enumerate(zip(actual, zip(*float32, strict=True), float64, strict=True)):
+        assert_as_accurate(*gradients, f"gradient of parameter {index}")
+
+
+@pytest.mark.parametrize("N", [1, 200, 1500])
+@pytest.mark.parametrize("shape", NADE_LAYER_SHAPES, ids=str)
+def test_samples_of_added_layers_are_those_of_the_cpu(shape, N):
+    D, K, H, scalar, mlp_sizes = shape
+    p = nade_parameters(D, K, H, scalar=scalar, mlp_sizes=mlp_sizes)
     on_gpu = cuda(p)
-    with pytest.warns(UserWarning, match="added layers"):
-        log_prob = nade_log_prob(x.cuda(), *on_gpu)
-    torch.testing.assert_close(log_prob.cpu(), reference.log_prob(x, *p), rtol=1e-5, atol=1e-5)
+    x, log_prob = nade_sample(*on_gpu, seed=seed_on("cuda"), num_samples=N, first_index=5)
+    outputs = torch.stack(list(reference.outputs(x, *on_gpu.double())), dim=1)
+    assert_inverse_cdf(x.cpu(), outputs.cpu(), uniforms(SEED, 5, N, D))
+    assert torch.equal(log_prob, nade_log_prob(x, *on_gpu))
+    assert_same(
+        nade_sample(*on_gpu, seed=seed_on("cuda"), num_samples=1, first_index=5 + N - 1), (x[-1:], log_prob[-1:])
+    )
+    x_cpu, _ = nade_sample(*p, seed=seed_on("cpu"), num_samples=N, first_index=5)
+    assert (x.cpu() != x_cpu).any(dim=1).sum() <= 2 + N * D * K * 1e-5
 
 
 def test_the_longest_and_the_widest_models():
@@ -320,6 +365,9 @@ for D, K, H in ((20, 2, 9), (18, 5, 130), (3, 40, 600)):
     x, _ = nade_sample(*p[:4], seed=seed, num_samples=19)
     nade_log_prob(x, *p[:4])
     nade_mean_nll(x, *p[:4]).backward()
+p = nade_parameters(20, 3, 40, mlp_sizes=(70, 9)).map(lambda t: t.cuda()).leaves()
+x, _ = nade_sample(*p, seed=seed, num_samples=19)
+nade_mean_nll(x, *p).backward()
 for H, layers in ((9, 1), (256, 1), (100, 2)):
     lstm = torch.nn.LSTM(3, H, layers).cuda()
     head = torch.nn.Linear(H, 3).cuda()

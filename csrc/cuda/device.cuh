@@ -61,6 +61,20 @@ PYAR_DEVICE float warp_sum_8(float (&value)[8], int lane) {
   return value[0];
 }
 
+// kTile values that lie together, 4 kTile-byte aligned, into registers.
+template <int kTile>
+PYAR_DEVICE void load_tile(const float* from, float (&to)[kTile]) {
+  if constexpr (kTile == 1) {
+    to[0] = from[0];
+  } else {
+#pragma unroll
+    for (int s = 0; s < kTile; s += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(from + s);
+      to[s] = four.x, to[s + 1] = four.y, to[s + 2] = four.z, to[s + 3] = four.w;
+    }
+  }
+}
+
 // Copies to shared memory that run in the background: 16 bytes (both addresses 16-byte aligned) or 4.
 PYAR_DEVICE void copy_async_16(float* shared, const float* global) {
 #if defined(PYAR_EMULATED)

@@ -287,20 +287,6 @@ PYAR_DEVICE void report_totals(const LstmLoop& p, int group, const double* total
   }
 }
 
-// kTile values that lie together, 4 kTile-byte aligned, into registers.
-template <int kTile>
-PYAR_DEVICE void load_tile(const float* from, float (&to)[kTile]) {
-  if constexpr (kTile == 1) {
-    to[0] = from[0];
-  } else {
-#pragma unroll
-    for (int s = 0; s < kTile; s += 4) {
-      const float4 four = *reinterpret_cast<const float4*>(from + s);
-      to[s] = four.x, to[s + 1] = four.y, to[s + 2] = four.z, to[s + 3] = four.w;
-    }
-  }
-}
-
 // gates[g][s] += Σ_k W[g, k] h[k, s] over this warp's and lane part's inputs of one h.
 template <int kTile, bool kOnChip>
 PYAR_DEVICE void multiply(const float4* weights, const float* h, const LstmPlan& plan, float (&gates)[4][kTile]) {
