@@ -28,19 +28,16 @@ pytestmark = [
 ]
 
 SEED = 123456789
-# D, K, H, scalar: every number of warps a sample, staged rows and not, tails.
+# D, K, H, scalar, sizes of the added layers: every number of warps a sample, staged rows and not, tails.
 NADE_SHAPES = [
-    (5, 2, 7, False),
-    (40, 2, 33, True),
-    (784, 2, 500, False),
-    (100, 10, 500, False),
-    (30, 17, 130, False),
-    (20, 64, 600, True),
-    (12, 256, 1030, False),
-    (7, 3, 4096, False),
-]
-# D, K, H, scalar, sizes of the added layers.
-NADE_LAYER_SHAPES = [
+    (5, 2, 7, False, ()),
+    (40, 2, 33, True, ()),
+    (784, 2, 500, False, ()),
+    (100, 10, 500, False, ()),
+    (30, 17, 130, False, ()),
+    (20, 64, 600, True, ()),
+    (12, 256, 1030, False, ()),
+    (7, 3, 4096, False, ()),
     (20, 2, 33, True, (40,)),
     (100, 10, 500, False, (300, 130)),
     (12, 256, 70, False, (600,)),
@@ -86,49 +83,52 @@ def assert_same(left, right) -> None:
         assert torch.equal(a, b)
 
 
+def nade_of(shape) -> NadeParameters:
+    D, K, H, scalar, mlp_sizes = shape
+    return nade_parameters(D, K, H, scalar=scalar, mlp_sizes=mlp_sizes)
+
+
 @pytest.mark.parametrize("B", [1, 37])
 @pytest.mark.parametrize("shape", NADE_SHAPES, ids=str)
 def test_nade_against_the_reference(shape, B):
-    D, K, H, scalar = shape
-    p, x = nade_parameters(D, K, H, scalar=scalar), random_states(B, D, K, zeros=0.5)
-    double = p.double()
-    on_gpu = cuda(p)
-    log_prob = nade_log_prob(x.cuda(), *on_gpu[:4])
+    p, x = nade_of(shape), random_states(B, shape[0], shape[1], zeros=0.5)
+    on_gpu, double = cuda(p), p.double()
+    log_prob = nade_log_prob(x.cuda(), *on_gpu)
     assert_as_accurate(log_prob, reference.log_prob(x, *p), reference.log_prob(x, *double), "log_prob")
-    logits = nade_logits(x.cuda(), *on_gpu[:4])
+    logits = nade_logits(x.cuda(), *on_gpu)
     assert_as_accurate(logits, reference.logits(x, *p), reference.logits(x, *double), "logits")
 
     upstream = torch.linspace(-1.0, 2.0, B)
-    for name, loss_of, reference_loss in (
-        ("log_prob", lambda q: (nade_log_prob(x.cuda(), *q[:4]) * upstream.cuda()).sum(), None),
-        ("mean_nll", lambda q: nade_mean_nll(x.cuda(), *q[:4]), lambda q: reference.mean_nll(x, *q)),
+
+    def gradients(loss, parameters, order):
+        leaves = parameters.leaves()
+        device = leaves.W.device
+        value = loss(x[order].to(device), leaves, upstream[order].to(device, leaves.W.dtype))
+        return torch.autograd.grad(value, leaves.tensors)
+
+    orders = [torch.randperm(B, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    for name, kernel_loss, reference_loss in (
+        ("log_prob", lambda x, q, g: (nade_log_prob(x, *q) * g).sum(), lambda x, q, g: reference.log_prob(x, *q) @ g),
+        ("mean_nll", lambda x, q, g: nade_mean_nll(x, *q), lambda x, q, g: reference.mean_nll(x, *q)),
     ):
-        if reference_loss is None:
-
-            def reference_loss(q):
-                return (reference.log_prob(x, *q) * upstream.to(q.W.dtype)).sum()
-
-        leaves, leaves32, leaves64 = on_gpu.leaves(), p.leaves(), double.leaves()
-        actual = torch.autograd.grad(loss_of(leaves), leaves.tensors)
-        float32 = torch.autograd.grad(reference_loss(leaves32), leaves32.tensors)
-        float64 = torch.autograd.grad(reference_loss(leaves64), leaves64.tensors)
-        for parameter, *gradients in zip("WcVb", actual, float32, float64, strict=True):
-            assert_as_accurate(*gradients, f"{name}: gradient of {parameter}")
+        actual = gradients(kernel_loss, on_gpu, slice(None))
+        assert_same(actual, gradients(kernel_loss, on_gpu, slice(None)))
+        float32 = zip(*(gradients(reference_loss, p, order) for order in orders), strict=True)
+        float64 = gradients(reference_loss, double, slice(None))
+        for index, compared in enumerate(zip(actual, float32, float64, strict=True)):
+            assert_as_accurate(*compared, f"{name}: gradient of parameter {index}")
 
 
-@pytest.mark.parametrize("N", [1, 3, 200])
+@pytest.mark.parametrize("N", [1, 3, 200, 1500])
 @pytest.mark.parametrize("shape", NADE_SHAPES, ids=str)
 def test_nade_samples_are_those_of_the_cpu(shape, N):
-    D, K, H, scalar = shape
-    p = nade_parameters(D, K, H, scalar=scalar)
-    x, log_prob = nade_sample(*cuda(p)[:4], seed=seed_on("cuda"), num_samples=N, first_index=5, temperature=0.9)
-    assert_inverse_cdf(
-        x.cpu(),
-        torch.stack(list(reference.outputs(x.cpu(), *p.double())), dim=1),
-        uniforms(SEED, 5, N, D),
-        0.9,
-    )
-    x_cpu, log_prob_cpu = nade_sample(*p[:4], seed=seed_on("cpu"), num_samples=N, first_index=5, temperature=0.9)
+    D, K = shape[:2]
+    p = nade_of(shape)
+    on_gpu = cuda(p)
+    x, log_prob = nade_sample(*on_gpu, seed=seed_on("cuda"), num_samples=N, first_index=5, temperature=0.9)
+    outputs = torch.stack(list(reference.outputs(x, *on_gpu.double())), dim=1)
+    assert_inverse_cdf(x.cpu(), outputs.cpu(), uniforms(SEED, 5, N, D), 0.9)
+    x_cpu, log_prob_cpu = nade_sample(*p, seed=seed_on("cpu"), num_samples=N, first_index=5, temperature=0.9)
     same = (x.cpu() == x_cpu).all(dim=1)
     # A whole sample differs from its first differing state on: about D K in 10⁶ do.
     assert (~same).sum() <= 2 + N * D * K * 1e-5
@@ -137,14 +137,13 @@ def test_nade_samples_are_those_of_the_cpu(shape, N):
 
 @pytest.mark.parametrize("shape", NADE_SHAPES, ids=str)
 def test_nade_results_do_not_depend_on_the_batch(shape):
-    D, K, H, scalar = shape
-    p = cuda(nade_parameters(D, K, H, scalar=scalar))
-    x, log_prob = nade_sample(*p[:4], seed=seed_on("cuda"), num_samples=700, first_index=0)
+    p = cuda(nade_of(shape))
+    x, log_prob = nade_sample(*p, seed=seed_on("cuda"), num_samples=700, first_index=0)
     for first, count in ((0, 1), (5, 130), (699, 1)):
-        part = nade_sample(*p[:4], seed=seed_on("cuda"), num_samples=count, first_index=first)
+        part = nade_sample(*p, seed=seed_on("cuda"), num_samples=count, first_index=first)
         assert_same(part, (x[first : first + count], log_prob[first : first + count]))
-    assert torch.equal(log_prob, nade_log_prob(x, *p[:4]))
-    assert torch.equal(log_prob[17:18], nade_log_prob(x[17:18], *p[:4]))
+    assert torch.equal(log_prob, nade_log_prob(x, *p))
+    assert torch.equal(log_prob[17:18], nade_log_prob(x[17:18], *p))
 
 
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -268,49 +267,6 @@ def test_empty_batches():
     assert nade_sample(*p[:4], seed=seed_on("cuda"), num_samples=0)[0].shape == (0, 4)
     lstm = lstm_cuda(lstm_parameters(8, 3, 1, False))
     assert lstm_sample(*lstm, seed=seed_on("cuda"), num_samples=0, num_dims=4)[0].shape == (0, 4)
-
-
-@pytest.mark.parametrize("B", [1, 37])
-@pytest.mark.parametrize("shape", NADE_LAYER_SHAPES, ids=str)
-def test_added_layers_against_the_reference(shape, B):
-    D, K, H, scalar, mlp_sizes = shape
-    p, x = nade_parameters(D, K, H, scalar=scalar, mlp_sizes=mlp_sizes), random_states(B, D, K, zeros=0.5)
-    on_gpu, double = cuda(p), p.double()
-    log_prob = nade_log_prob(x.cuda(), *on_gpu)
-    assert_as_accurate(log_prob, reference.log_prob(x, *p), reference.log_prob(x, *double), "log_prob")
-    assert torch.equal(log_prob[-1:], nade_log_prob(x[-1:].cuda(), *on_gpu))
-    logits = nade_logits(x.cuda(), *on_gpu)
-    assert_as_accurate(logits, reference.logits(x, *p), reference.logits(x, *double), "logits")
-
-    orders = [torch.randperm(B, generator=torch.Generator().manual_seed(i)) for i in range(3)]
-    leaves, leaves64 = on_gpu.leaves(), double.leaves()
-    actual = torch.autograd.grad(nade_mean_nll(x.cuda(), *leaves), leaves.tensors)
-    repeated = torch.autograd.grad(nade_mean_nll(x.cuda(), *leaves), leaves.tensors)
-    assert_same(actual, repeated)
-    float32 = []
-    for order in orders:
-        leaves32 = p.leaves()
-        float32.append(torch.autograd.grad(reference.mean_nll(x[order], *leaves32), leaves32.tensors))
-    float64 = torch.autograd.grad(reference.mean_nll(x, *leaves64), leaves64.tensors)
-    for index, gradients in enumerate(zip(actual, zip(*float32, strict=True), float64, strict=True)):
-        assert_as_accurate(*gradients, f"gradient of parameter {index}")
-
-
-@pytest.mark.parametrize("N", [1, 200, 1500])
-@pytest.mark.parametrize("shape", NADE_LAYER_SHAPES, ids=str)
-def test_samples_of_added_layers_are_those_of_the_cpu(shape, N):
-    D, K, H, scalar, mlp_sizes = shape
-    p = nade_parameters(D, K, H, scalar=scalar, mlp_sizes=mlp_sizes)
-    on_gpu = cuda(p)
-    x, log_prob = nade_sample(*on_gpu, seed=seed_on("cuda"), num_samples=N, first_index=5)
-    outputs = torch.stack(list(reference.outputs(x, *on_gpu.double())), dim=1)
-    assert_inverse_cdf(x.cpu(), outputs.cpu(), uniforms(SEED, 5, N, D))
-    assert torch.equal(log_prob, nade_log_prob(x, *on_gpu))
-    assert_same(
-        nade_sample(*on_gpu, seed=seed_on("cuda"), num_samples=1, first_index=5 + N - 1), (x[-1:], log_prob[-1:])
-    )
-    x_cpu, _ = nade_sample(*p, seed=seed_on("cpu"), num_samples=N, first_index=5)
-    assert (x.cpu() != x_cpu).any(dim=1).sum() <= 2 + N * D * K * 1e-5
 
 
 def test_the_longest_and_the_widest_models():

@@ -103,7 +103,7 @@ PYAR_DEVICE void load_panel(const Strided& matrix, int64_t first_i, int64_t I, i
 
 // store(i, j, J, Σ_k X(i, k) Y(j, k)) for all i < I, j < J. Grid (⌈I / 64⌉, ⌈J / 64⌉); each thread has 4 × 4 sums.
 template <typename Store>
-__global__ void __launch_bounds__(kProductThreads)
+__global__ void __launch_bounds__(kProductThreads, 2)
     nade_product_kernel(const Strided X, const Strided Y, int64_t I, int64_t J, int64_t K, const Store store) {
   float (*const panel_x)[kPanelRow] = reinterpret_cast<float (*)[kPanelRow]>(dynamic_shared());  // [kPanelInputs]
   float (*const panel_y)[kPanelRow] = panel_x + kPanelInputs;
