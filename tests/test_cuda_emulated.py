@@ -324,6 +324,7 @@ LSTM_BFLOAT16_CASES = {
     "from the L2 cache, tiles of 32": (60, 3, 100, 3, 1, False, 2, 70000),
     "most states": (40, 3, 20, 256, 1, False, 4, 232448),
     "several launches": (600, 2, 8, 3, 1, False, 1, 232448),
+    "h does not fit: the float kernel with rounded weights": (6, 4, 70, 3, 2, True, 3, 16000),
 }
 
 

@@ -57,10 +57,12 @@ int choose_tile(const LstmPlan& plan, int64_t N, int64_t groups, const Device& d
   return 1;
 }
 
-// The same for bfloat16, and the samples of a tile, 8 or 32. The fewer thread blocks a group has, the more groups there
+// The same for bfloat16, and the samples of a tile, 8 or 32; none where h alone, of eight samples, takes more than the
+// shared memory. The fewer thread blocks a group has, the more groups there
 // are and the less is exchanged: so no more blocks than hold the weights on chip, unless a small batch leaves some
 // idle.
-std::tuple<LstmBfloat16Plan, int> choose_bfloat16_plan(int H, int K, int layers, int64_t N, const Device& device) {
+std::optional<std::tuple<LstmBfloat16Plan, int>> choose_bfloat16_plan(int H, int K, int layers, int64_t N,
+                                                                      const Device& device) {
   LstmBfloat16Plan plan = {};
   plan.H = H;
   plan.K = K;
@@ -79,6 +81,7 @@ std::tuple<LstmBfloat16Plan, int> choose_bfloat16_plan(int H, int K, int layers,
     return fitting;
   };
   plan = with_tile(8);
+  if (plan.shared_bytes(8) > device.shared_limit()) return std::nullopt;
   int tile = 8;
   if (N > 8 * (device.multiprocessors() / plan.blocks)) {
     const LstmBfloat16Plan wide = with_tile(32);
@@ -87,8 +90,7 @@ std::tuple<LstmBfloat16Plan, int> choose_bfloat16_plan(int H, int K, int layers,
   const int64_t for_all = device.multiprocessors() / ceil_div(N, tile);
   plan.blocks = static_cast<int>(std::clamp<int64_t>(for_all, plan.blocks, most_blocks));
   plan.blocks = static_cast<int>(ceil_div(plan.strips, plan.most_strips()));
-  check_fits(plan.shared_bytes(tile), H, device);
-  return {plan, tile};
+  return std::tuple(plan, tile);
 }
 
 // The checked arguments of an operation, contiguous, and what it returns.
@@ -155,11 +157,11 @@ struct Sampling {
   }
 };
 
-// Packs the weights [weight_units of 16 bytes] and tables with `pack_kernel`, then runs `sample` on as many samples at
-// a time as the groups' tiles hold: sample(shape, arguments).
-template <typename Plan, typename PackArguments, typename Arguments, typename Sample>
+// Packs the weights and tables by launch_pack(shape, arguments), then runs launch_sample(shape, arguments) on as many
+// samples at a time as the groups' tiles hold.
+template <typename Plan, typename PackArguments, typename Arguments, typename LaunchPack, typename LaunchSample>
 void run_sampling(Sampling& s, const Device& device, const Plan& plan, int tile, int64_t width,
-                  void (*pack_kernel)(PackArguments), const Sample& sample) {
+                  const LaunchPack& launch_pack, const LaunchSample& launch_sample) {
   using Weights = decltype(PackArguments::weights);
   const Tensor& like = s.head_weight;
   const int64_t num_weights = plan.layer_start(s.layers);
@@ -184,7 +186,7 @@ void run_sampling(Sampling& s, const Device& device, const Plan& plan, int tile,
   pack.tables.inputs = reinterpret_cast<float4*>(pack.weights + num_weights);
   pack.tables.biases = pack.tables.inputs + (s.K + 1) * width;
   const int64_t pack_blocks = std::min<int64_t>(ceil_div(num_elements, 256), 16 * device.multiprocessors());
-  launch("lstm_pack", pack_kernel, {dim3(static_cast<unsigned>(pack_blocks)), dim3(256)}, device, pack);
+  launch_pack({dim3(static_cast<unsigned>(pack_blocks)), dim3(256)}, pack);
 
   const int64_t most_groups = std::max(1, device.multiprocessors() / plan.blocks);
   const int64_t slab = std::min(s.N, most_groups * kMostSamples);
@@ -225,20 +227,20 @@ void run_sampling(Sampling& s, const Device& device, const Plan& plan, int tile,
     shape.block = dim3(kLstmThreads);
     shape.shared = plan.shared_bytes(tile);
     shape.cooperative = true;
-    sample(shape, arguments);
+    launch_sample(shape, arguments);
   }
 }
 
-std::tuple<Tensor, Tensor> lstm_sample(std::vector<Tensor> weights, Tensor head_weight, Tensor head_bias, Tensor seed,
-                                       int64_t N, int64_t first_index, int64_t D, double temperature,
-                                       std::optional<Tensor> given) {
-  Sampling s(std::move(weights), head_weight, head_bias, seed, N, first_index, D, temperature, given);
-  if (N == 0 || D == 0) return {s.x, s.log_prob};
-  const Device device(s.head_weight);
+// Samples by the float kernel, the weights rounded to bfloat16 or not.
+void sample_float32(Sampling& s, const Device& device, bool rounds) {
   const LstmPlan plan = choose_plan(s.H, s.K, s.layers, device);
-  const int tile = choose_tile(plan, N, std::max(1, device.multiprocessors() / plan.blocks), device);
+  const int tile = choose_tile(plan, s.N, std::max(1, device.multiprocessors() / plan.blocks), device);
   run_sampling<LstmPlan, LstmPackArguments, LstmSampleArguments>(
-      s, device, plan, tile, int64_t{plan.strips} * plan.units(), lstm_pack_kernel,
+      s, device, plan, tile, int64_t{plan.strips} * plan.units(),
+      [&](LaunchShape shape, LstmPackArguments pack) {
+        pack.rounds = rounds;
+        launch("lstm_pack", lstm_pack_kernel, shape, device, pack);
+      },
       [&](const LaunchShape& shape, const LstmSampleArguments& arguments) {
         const auto run = [&](auto kernel) { launch("lstm_sample", kernel, shape, device, arguments); };
         if (plan.on_chip) {
@@ -251,6 +253,27 @@ std::tuple<Tensor, Tensor> lstm_sample(std::vector<Tensor> weights, Tensor head_
                           : lstm_sample_kernel<8, false>);
         }
       });
+}
+
+void sample_bfloat16(Sampling& s, const Device& device, const LstmBfloat16Plan& plan, int tile) {
+  void (*const kernel)(LstmBfloat16Arguments) =
+      plan.on_chip ? (tile == 8 ? lstm_sample_bfloat16_kernel<8, true> : lstm_sample_bfloat16_kernel<32, true>)
+                   : (tile == 8 ? lstm_sample_bfloat16_kernel<8, false> : lstm_sample_bfloat16_kernel<32, false>);
+  run_sampling<LstmBfloat16Plan, LstmBfloat16PackArguments, LstmBfloat16Arguments>(
+      s, device, plan, tile, int64_t{plan.strips} * kStripUnits,
+      [&](const LaunchShape& shape, const LstmBfloat16PackArguments& pack) {
+        launch("lstm_pack_bfloat16", lstm_pack_bfloat16_kernel, shape, device, pack);
+      },
+      [&](const LaunchShape& shape, const LstmBfloat16Arguments& arguments) {
+        launch("lstm_sample_bfloat16", kernel, shape, device, arguments);
+      });
+}
+
+std::tuple<Tensor, Tensor> lstm_sample(std::vector<Tensor> weights, Tensor head_weight, Tensor head_bias, Tensor seed,
+                                       int64_t N, int64_t first_index, int64_t D, double temperature,
+                                       std::optional<Tensor> given) {
+  Sampling s(std::move(weights), head_weight, head_bias, seed, N, first_index, D, temperature, given);
+  if (N > 0 && D > 0) sample_float32(s, Device(s.head_weight), false);
   return {s.x, s.log_prob};
 }
 
@@ -260,15 +283,13 @@ std::tuple<Tensor, Tensor> lstm_sample_bfloat16(std::vector<Tensor> weights, Ten
   Sampling s(std::move(weights), head_weight, head_bias, seed, N, first_index, D, temperature, given);
   if (N == 0 || D == 0) return {s.x, s.log_prob};
   const Device device(s.head_weight);
-  const auto [plan, tile] = choose_bfloat16_plan(s.H, s.K, s.layers, N, device);
-  void (*const kernel)(LstmBfloat16Arguments) =
-      plan.on_chip ? (tile == 8 ? lstm_sample_bfloat16_kernel<8, true> : lstm_sample_bfloat16_kernel<32, true>)
-                   : (tile == 8 ? lstm_sample_bfloat16_kernel<8, false> : lstm_sample_bfloat16_kernel<32, false>);
-  run_sampling<LstmBfloat16Plan, LstmBfloat16PackArguments, LstmBfloat16Arguments>(
-      s, device, plan, tile, int64_t{plan.strips} * kStripUnits, lstm_pack_bfloat16_kernel,
-      [&](const LaunchShape& shape, const LstmBfloat16Arguments& arguments) {
-        launch("lstm_sample_bfloat16", kernel, shape, device, arguments);
-      });
+  // Which kernel it is depends on the model and the GPU alone, so that the bits do not depend on the batch.
+  if (const auto choice = choose_bfloat16_plan(s.H, s.K, s.layers, N, device)) {
+    const auto [plan, tile] = *choice;
+    sample_bfloat16(s, device, plan, tile);
+  } else {
+    sample_float32(s, device, true);
+  }
   return {s.x, s.log_prob};
 }
 

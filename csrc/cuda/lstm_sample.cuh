@@ -128,11 +128,18 @@ struct LstmPlan {
   }
 };
 
+// The bfloat16 next to value, ties to even; NaN stays NaN.
+PYAR_HOST_DEVICE uint32_t round_to_bfloat16(uint32_t bits) {
+  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  return nan ? (bits >> 16) | 0x40u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+}
+
 struct LstmPackArguments {
   LstmTables tables;
   LstmPlan plan;
   const float* weight_ih[4];  // [4H, I], I = K or 1 in layer 0, H in the others
   const float* weight_hh[4];  // [4H, H]
+  bool rounds;                // the weights to bfloat16
   float4* weights;  // of layer l from layer_start(l) on: [strips, sources · steps, 32]; gates i, f, g, o of one unit
 };
 
@@ -162,7 +169,10 @@ static __global__ void __launch_bounds__(256) lstm_pack_kernel(const LstmPackArg
     if (unit < H && k < H) {
       const float* const row = matrix + unit * H + k;
       const int64_t gate = int64_t{H} * H;
-      value = make_float4(row[0], row[gate], row[2 * gate], row[3 * gate]);
+      const auto stored = [&](float weight) {
+        return p.rounds ? __uint_as_float(round_to_bfloat16(__float_as_uint(weight)) << 16) : weight;
+      };
+      value = make_float4(stored(row[0]), stored(row[gate]), stored(row[2 * gate]), stored(row[3 * gate]));
     }
     p.weights[i] = value;
   }

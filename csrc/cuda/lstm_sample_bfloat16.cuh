@@ -11,7 +11,8 @@
 // w mod 4 + 4, …. The sum over inputs has one order, whatever the batch, the tile and the number of blocks: a tensor
 // core's over the 16 inputs of a tile, then the tiles upwards, h_1's apart from those of h_2 and h_3, then these two,
 // then the four warps. That is why small batches, which fill an eighth of a fragment with one sample, go this way too,
-// and why the number of blocks may follow the batch.
+// and why the number of blocks may follow the batch. A layer's h of eight samples takes 48 H bytes of shared memory;
+// where that does not fit, the float kernel runs with rounded weights.
 #pragma once
 
 #include "cuda/lstm_sample.cuh"
@@ -50,15 +51,9 @@ struct LstmBfloat16Plan {
   }
   PYAR_HOST_DEVICE int64_t shared_bytes(int tile) const {
     return int64_t{8} * kMostSamples + 16 * chip_size() +
-           4 * ((layers == 1 ? 1 : 3) * h_words(tile) + scratch_floats(tile) + tile);
+           4 * ((layers == 1 ? 1 : 2) * h_words(tile) + scratch_floats(tile) + tile);
   }
 };
-
-// The bfloat16 next to value, ties to even; NaN stays NaN.
-PYAR_HOST_DEVICE uint32_t round_to_bfloat16(uint32_t bits) {
-  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
-  return nan ? (bits >> 16) | 0x40u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-}
 
 struct LstmBfloat16PackArguments {
   LstmTables tables;
@@ -228,13 +223,12 @@ __global__ void __launch_bounds__(kLstmThreads, 1) lstm_sample_bfloat16_kernel(c
   uint4* const chip = reinterpret_cast<uint4*>(totals + kMostSamples);
   uint32_t* const all_h = reinterpret_cast<uint32_t*>(chip + plan.chip_size());
   const int pairs = plan.strips * kFragmentInputs / 2;
-  const SplitH<kTile> top = {all_h, pairs};                                               // the last layer's h
+  const SplitH<kTile> own = {all_h, pairs};                                               // a layer's own h
   const SplitH<kTile> below = {all_h + (last > 0 ? 1 : 0) * plan.h_words(kTile), pairs};  // the layer below's
-  const SplitH<kTile> own = {all_h + (last > 0 ? 2 : 0) * plan.h_words(kTile), pairs};    // a lower layer's own
-  float* const scratch = reinterpret_cast<float*>(all_h + (last > 0 ? 3 : 1) * plan.h_words(kTile));
+  float* const scratch = reinterpret_cast<float*>(all_h + (last > 0 ? 2 : 1) * plan.h_words(kTile));
   int* const states = reinterpret_cast<int*>(scratch + plan.scratch_floats(kTile));  // [kTile]
 
-  for (int64_t i = thread; i < (last > 0 ? 3 : 1) * plan.h_words(kTile); i += kLstmThreads) all_h[i] = 0;
+  for (int64_t i = thread; i < (last > 0 ? 2 : 1) * plan.h_words(kTile); i += kLstmThreads) all_h[i] = 0;
   for (int i = thread; i < kMostSamples; i += kLstmThreads) totals[i] = 0.0;
   if constexpr (kOnChip) {
     // Layer by layer, this block's strips rank, rank + blocks, … one behind the other.
@@ -259,18 +253,18 @@ __global__ void __launch_bounds__(kLstmThreads, 1) lstm_sample_bfloat16_kernel(c
     int slot = 0;  // of the tile within the group
     for (int64_t tile = group; tile < p.tiles; tile += p.groups, ++slot) {
       if (d > 0) {
-        receive_h(last, d - 1, tile, top);
+        receive_h(last, d - 1, tile, own);
         __syncthreads();
         draw_tile<kTile>(p, d - 1, tile * kTile, scratch, states, totals + slot * kTile, rank == 0,
-                         [&] { head_logits<kTile>(p, top, scratch); });
+                         [&] { head_logits<kTile>(p, own, scratch); });
       }
       if (d == p.D) continue;
 
       const uint4* chip_layer = chip;
       for (int layer = 0; layer <= last; ++layer) {
-        // What this layer reads: the layer below at this step, its own h of the last step.
+        // What this layer reads: the layer below at this step, its own h of the last step, which a single layer has.
         if (layer > 0) receive_h(layer - 1, d, tile, below);
-        if (layer < last && d > 0) receive_h(layer, d - 1, tile, own);
+        if (last > 0 && d > 0) receive_h(layer, d - 1, tile, own);
         if (last > 0) __syncthreads();
 
         for (int strip = rank; strip < plan.strips; strip += p.blocks) {
@@ -290,8 +284,7 @@ __global__ void __launch_bounds__(kLstmThreads, 1) lstm_sample_bfloat16_kernel(c
           float sum[2][2][kColumns][4] = {};
           if (layer > 0) multiply<kTile, kOnChip>(weights, below, plan.strips, sum);
           if (d > 0) {
-            const SplitH<kTile> before = {layer == last ? top.words : own.words, pairs};
-            multiply<kTile, kOnChip>(weights + (layer > 0 ? plan.source_size() : 0), before, plan.strips, sum);
+            multiply<kTile, kOnChip>(weights + (layer > 0 ? plan.source_size() : 0), own, plan.strips, sum);
           }
           // [kInputWarps, kColumns, kFragments · 16 rows, 8 samples]
           const auto sums_at = [&](int input_warp, int column, int row) {
