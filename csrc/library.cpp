@@ -37,7 +37,7 @@ STABLE_TORCH_LIBRARY(pyar, m) {
   m.def(
       "lstm_sample(Tensor[] weights, Tensor head_weight, Tensor head_bias, Tensor seed, int num_samples, "
       "int first_index, int num_dims, float temperature, Tensor? given) -> (Tensor, Tensor)");
-  // The same from weight_hh, and weight_ih of all layers but the first, rounded to bfloat16 and stored so. CPU alone.
+  // The same from weight_hh, and weight_ih of all layers but the first, rounded to bfloat16 and stored so.
   m.def(
       "lstm_sample_bfloat16(Tensor[] weights, Tensor head_weight, Tensor head_bias, Tensor seed, int num_samples, "
       "int first_index, int num_dims, float temperature, Tensor? given) -> (Tensor, Tensor)");

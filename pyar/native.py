@@ -29,12 +29,11 @@ def has_kernels(device_type: str) -> bool:
 
 
 @functools.cache
-def warn_reference(device_type: str, part: str | None = None) -> None:
+def warn_reference(device_type: str) -> None:
     """Says once that the plain PyTorch reference runs, why, and what to do about it.
 
     Args:
         device_type: "cpu", "cuda" or another.
-        part: what the kernels for this device lack, if there are any.
     """
     if _C is None:
         reason = f"pyar's native extension could not be imported ({_import_error})"
@@ -44,9 +43,6 @@ def warn_reference(device_type: str, part: str | None = None) -> None:
             if in_source_tree
             else "build it with `pip install .` in pyar's source folder"
         )
-    elif part is not None:
-        reason = f"pyar's {device_type} kernels do not have {part}"
-        remedy = "do without, or move the model to the CPU"
     elif device_type == "cuda":
         reason = "pyar was built without CUDA"
         remedy = "rebuild with a CUDA build of torch and nvcc: `PYAR_CUDA=1 pip install .`"

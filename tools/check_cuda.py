@@ -28,6 +28,7 @@ OPERATIONS = (
     "nade_mean_nll",
     "nade_sample",
     "lstm_sample",
+    "lstm_sample_bfloat16",
 )
 
 

@@ -61,6 +61,20 @@ PYAR_DEVICE float warp_sum_8(float (&value)[8], int lane) {
   return value[0];
 }
 
+// kTile values that lie together, 4 kTile-byte aligned, into registers.
+template <int kTile>
+PYAR_DEVICE void load_tile(const float* from, float (&to)[kTile]) {
+  if constexpr (kTile == 1) {
+    to[0] = from[0];
+  } else {
+#pragma unroll
+    for (int s = 0; s < kTile; s += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(from + s);
+      to[s] = four.x, to[s + 1] = four.y, to[s + 2] = four.z, to[s + 3] = four.w;
+    }
+  }
+}
+
 // Copies to shared memory that run in the background: 16 bytes (both addresses 16-byte aligned) or 4.
 PYAR_DEVICE void copy_async_16(float* shared, const float* global) {
 #if defined(PYAR_EMULATED)
@@ -96,6 +110,21 @@ PYAR_DEVICE void copy_async_wait() {
   emulator::copy_async_wait(kPending);
 #else
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#endif
+}
+
+// D [16, 8] = A [16, 16] B [16, 8] + D on the tensor cores: bfloat16 products, which are exact, in float sums. Each
+// lane has the parts of the matrices that PTX calls its fragments, two elements a register, the first in the lower
+// half.
+PYAR_DEVICE void multiply_add_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if defined(PYAR_EMULATED)
+  emulator::mma_16x8x16(d, a, b, __LINE__);
+#else
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif
 }
 

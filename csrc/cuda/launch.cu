@@ -53,8 +53,6 @@ Device::Device(const Tensor& tensor) {
 #endif
   multiprocessors_ = attribute(cudaDevAttrMultiProcessorCount, device_index);
   shared_limit_ = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device_index);
-  capability_ = 10 * attribute(cudaDevAttrComputeCapabilityMajor, device_index) +
-                attribute(cudaDevAttrComputeCapabilityMinor, device_index);
 }
 
 std::string shape_text(const Tensor& tensor) {

@@ -34,22 +34,18 @@ class Device {
   int multiprocessors() const { return multiprocessors_; }
   // Shared memory that one thread block may ask for, in bytes.
   int64_t shared_limit() const { return shared_limit_; }
-  // Compute capability as 10·major + minor.
-  int capability() const { return capability_; }
 
  private:
   std::optional<torch::stable::accelerator::DeviceGuard> guard_;
   cudaStream_t stream_ = nullptr;
   int multiprocessors_ = 0;
   int64_t shared_limit_ = 0;
-  int capability_ = 0;
 };
 
 struct LaunchShape {
   dim3 grid;
   dim3 block;
   int64_t shared = 0;        // dynamic shared memory, bytes
-  int cluster = 1;           // thread blocks a cluster, along x (compute capability 9.0 on)
   bool cooperative = false;  // all thread blocks must be resident at once, or the launch fails
 };
 
@@ -58,8 +54,7 @@ template <typename... Parameters>
 void launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& shape, const Device& device,
             std::type_identity_t<Parameters>... arguments) {
 #if defined(PYAR_EMULATED)
-  emulator::launch(shape.grid, shape.block, shape.shared, shape.cluster, shape.cooperative,
-                   [=] { kernel(arguments...); });
+  emulator::launch(shape.grid, shape.block, shape.shared, shape.cooperative, [=] { kernel(arguments...); });
   (void)name, (void)device;
 #else
   if (shape.shared > 48 * 1024) {
@@ -67,25 +62,16 @@ void launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& 
                                static_cast<int>(shape.shared)),
           name);
   }
-  cudaLaunchAttribute attributes[2];
+  cudaLaunchAttribute cooperative = {};
   cudaLaunchConfig_t config = {};
   config.gridDim = shape.grid;
   config.blockDim = shape.block;
   config.dynamicSmemBytes = static_cast<size_t>(shape.shared);
   config.stream = device.stream();
-  config.attrs = attributes;
-  if (shape.cluster > 1) {
-    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
-    attribute.val.clusterDim.y = 1;
-    attribute.val.clusterDim.z = 1;
-  }
-  if (shape.cooperative) {
-    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
-    attribute.id = cudaLaunchAttributeCooperative;
-    attribute.val.cooperative = 1;
-  }
+  cooperative.id = cudaLaunchAttributeCooperative;
+  cooperative.val.cooperative = 1;
+  config.attrs = &cooperative;
+  config.numAttrs = shape.cooperative ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, arguments...), name);
   check(cudaGetLastError(), name);
 #endif

@@ -26,7 +26,71 @@ namespace pyar::cuda {
 
 constexpr int kLstmWarps = 8;
 constexpr int kLstmThreads = kLstmWarps * kWarp;
-constexpr int kMostTiles = 64;  // of one group
+constexpr int kMostSamples = 512;  // of one group
+
+// What layer 0 adds to its gates for every input, and what the others add, as the sampling kernels read it.
+struct LstmTables {
+  int H, K, layers;
+  int64_t width;             // H and padding
+  const float* weight_ih_0;  // [4H, K], or [4H, 1] for scalar input
+  const float* bias_ih[4];   // [4H]
+  const float* bias_hh[4];   // [4H]
+  bool scalar;
+  float4* inputs;  // [K + 1, width] of gates i, f, g, o: state k − 1 in layer 0, biases included; row 0 is no input
+  float4* biases;  // [layers, width]: bias_ih + bias_hh
+
+  PYAR_HOST_DEVICE int64_t size() const { return (K + 1 + layers) * width; }
+
+  // Makes element i of the inputs and biases, one behind the other.
+  PYAR_DEVICE void pack(int64_t i) const {
+    const int64_t row = i / width, unit = i % width;
+    const int64_t layer = row <= K ? 0 : row - K - 1;
+    float gate[4] = {};
+    if (unit < H) {
+#pragma unroll
+      for (int g = 0; g < 4; ++g) {
+        const int64_t at = int64_t{g} * H + unit;
+        float input = 0.0f;
+        if (row > 0 && row <= K) {
+          input = scalar ? static_cast<float>(row - 1) / static_cast<float>(K - 1) * weight_ih_0[at]
+                         : weight_ih_0[at * K + row - 1];
+        }
+        gate[g] = input + bias_ih[layer][at] + bias_hh[layer][at];
+      }
+    }
+    (row <= K ? inputs + i : biases + (i - (K + 1) * width))[0] = make_float4(gate[0], gate[1], gate[2], gate[3]);
+  }
+};
+
+// The model, the samples and the memory of a sampling loop.
+struct LstmLoop {
+  int H, K, layers;
+  int64_t width;             // H and padding
+  const float4* inputs;      // [K + 1, width], see LstmTables
+  const float4* biases;      // [layers, width]
+  const float* head_weight;  // [K, H]
+  const float* head_bias;    // [K]
+  const int64_t* seed;       // []
+  const uint8_t* given;      // [N, G]
+  uint8_t* x;                // [N, D]
+  float* log_prob;           // [N], of the drawn part
+  uint64_t* words;           // [layers, 2, tiles, H, tile]: step + 1 above the bits of h; zeros at the start
+  float* cells;              // [layers, tiles, width, tile]: c
+  int64_t N;
+  int64_t first_index;
+  int64_t tiles;
+  int groups;
+  int blocks;  // thread blocks a group
+  int D, G;
+  float temperature;
+
+  PYAR_DEVICE uint64_t* words_of(int layer, int d, int64_t tile, int tile_samples) const {
+    return words + ((int64_t{layer} * 2 + (d & 1)) * tiles + tile) * (int64_t{H} * tile_samples);
+  }
+  PYAR_DEVICE float* cells_of(int layer, int64_t tile, int tile_samples) const {
+    return cells + (layer * tiles + tile) * width * tile_samples;
+  }
+};
 
 // How the model is dealt out; the host's choice, a function of the model and the GPU, not of the batch.
 struct LstmPlan {
@@ -58,102 +122,66 @@ struct LstmPlan {
     return sums > conditionals ? sums : conditionals;
   }
   PYAR_HOST_DEVICE int64_t shared_bytes(int tile) const {
-    const int64_t totals = int64_t{8} * kMostTiles * tile;
+    const int64_t totals = int64_t{8} * kMostSamples;
     const int64_t floats = weight_floats() + (layers == 1 ? 1 : 3) * h_floats(tile) + scratch_floats(tile) + 8;
     return totals + 4 * floats;
   }
 };
 
+// The bfloat16 next to value, ties to even; NaN stays NaN.
+PYAR_HOST_DEVICE uint32_t round_to_bfloat16(uint32_t bits) {
+  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  return nan ? (bits >> 16) | 0x40u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+}
+
 struct LstmPackArguments {
+  LstmTables tables;
   LstmPlan plan;
   const float* weight_ih[4];  // [4H, I], I = K or 1 in layer 0, H in the others
   const float* weight_hh[4];  // [4H, H]
-  const float* bias_ih[4];    // [4H]
-  const float* bias_hh[4];    // [4H]
-  bool scalar;
+  bool rounds;                // the weights to bfloat16
   float4* weights;  // of layer l from layer_start(l) on: [strips, sources · steps, 32]; gates i, f, g, o of one unit
-  float4* inputs;   // [K + 1, strips · units]: what state k − 1 adds to layer 0, biases included; row 0 is no input
-  float4* biases;   // [layers, strips · units]
 };
 
-// Each thread packs one float4 at a time: weights, then inputs, then biases.
+// Each thread packs one float4 at a time: weights, then the tables.
 static __global__ void __launch_bounds__(256) lstm_pack_kernel(const LstmPackArguments p) {
   const LstmPlan& plan = p.plan;
   const int H = plan.H;
-  const int64_t width = int64_t{plan.strips} * plan.units();
   const int64_t num_weights = plan.layer_start(plan.layers);
-  const int64_t num_inputs = (plan.K + 1) * width;
-  const int64_t total = num_weights + num_inputs + plan.layers * width;
-  const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < total;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < num_weights + p.tables.size();
        i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    float4 value = zero;
-    float* const gate[4] = {&value.x, &value.y, &value.z, &value.w};
-    if (i < num_weights) {
-      int layer = 0;
-      while (i >= plan.layer_start(layer + 1)) ++layer;
-      const int64_t within = i - plan.layer_start(layer);
-      const int64_t strip = within / plan.strip_size(layer);
-      const int64_t step = within % plan.strip_size(layer) / kWarp;
-      const int lane = static_cast<int>(within % kWarp);
-      const int64_t unit = strip * plan.units() + lane % plan.units();
-      // The layer below comes first, then the layer's own h.
-      const bool below = layer > 0 && step < plan.steps;
-      const int64_t k = step % plan.steps * plan.q + lane / plan.units();
-      const float* const matrix = below ? p.weight_ih[layer] : p.weight_hh[layer];
-      if (unit < H && k < H) {
-#pragma unroll
-        for (int g = 0; g < 4; ++g) *gate[g] = matrix[(int64_t{g} * H + unit) * H + k];
-      }
-      p.weights[i] = value;
-    } else if (i < num_weights + num_inputs) {
-      const int64_t row = (i - num_weights) / width, unit = (i - num_weights) % width;
-      if (unit < H) {
-#pragma unroll
-        for (int g = 0; g < 4; ++g) {
-          const int64_t at = int64_t{g} * H + unit;
-          float input = 0.0f;
-          if (row > 0) {
-            input = p.scalar ? static_cast<float>(row - 1) / static_cast<float>(plan.K - 1) * p.weight_ih[0][at]
-                             : p.weight_ih[0][at * plan.K + row - 1];
-          }
-          *gate[g] = input + p.bias_ih[0][at] + p.bias_hh[0][at];
-        }
-      }
-      p.inputs[i - num_weights] = value;
-    } else {
-      const int64_t layer = (i - num_weights - num_inputs) / width, unit = (i - num_weights - num_inputs) % width;
-      if (unit < H) {
-#pragma unroll
-        for (int g = 0; g < 4; ++g) {
-          const int64_t at = int64_t{g} * H + unit;
-          *gate[g] = p.bias_ih[layer][at] + p.bias_hh[layer][at];
-        }
-      }
-      p.biases[i - num_weights - num_inputs] = value;
+    if (i >= num_weights) {
+      p.tables.pack(i - num_weights);
+      continue;
     }
+    int layer = 0;
+    while (i >= plan.layer_start(layer + 1)) ++layer;
+    const int64_t within = i - plan.layer_start(layer);
+    const int64_t strip = within / plan.strip_size(layer);
+    const int64_t step = within % plan.strip_size(layer) / kWarp;
+    const int lane = static_cast<int>(within % kWarp);
+    const int64_t unit = strip * plan.units() + lane % plan.units();
+    // The layer below comes first, then the layer's own h.
+    const bool below = layer > 0 && step < plan.steps;
+    const int64_t k = step % plan.steps * plan.q + lane / plan.units();
+    const float* const matrix = below ? p.weight_ih[layer] : p.weight_hh[layer];
+    float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (unit < H && k < H) {
+      const float* const row = matrix + unit * H + k;
+      const int64_t gate = int64_t{H} * H;
+      const auto stored = [&](float weight) {
+        return p.rounds ? __uint_as_float(round_to_bfloat16(__float_as_uint(weight)) << 16) : weight;
+      };
+      value = make_float4(stored(row[0]), stored(row[gate]), stored(row[2 * gate]), stored(row[3 * gate]));
+    }
+    p.weights[i] = value;
   }
 }
 
 struct LstmSampleArguments {
+  LstmLoop loop;
   LstmPlan plan;
   const float4* weights;  // packed, as above
-  const float4* inputs;
-  const float4* biases;
-  const float* head_weight;  // [K, H]
-  const float* head_bias;    // [K]
-  const int64_t* seed;       // []
-  const uint8_t* given;      // [N, G]
-  uint8_t* x;                // [N, D]
-  float* log_prob;           // [N], of the drawn part
-  uint64_t* words;           // [layers, 2, tiles, H, tile]: step + 1 above the bits of h; zeros at the start
-  float* cells;              // [layers, tiles, strips · units, tile]: c
-  int64_t N;
-  int64_t first_index;
-  int64_t tiles;
-  int groups;
-  int D, G;
-  float temperature;
 };
 
 PYAR_DEVICE uint64_t load_word(const uint64_t* word) {
@@ -180,8 +208,10 @@ PYAR_DEVICE void while_waiting() {
 #endif
 }
 
-// h [count] of the step with this tag into shared memory, as soon as it is there. Barriers around it are the caller's.
-PYAR_DEVICE void receive(const uint64_t* words, int count, uint32_t tag, float* h) {
+// Calls put(i, h[i]) for the h [count] of the step with this tag, as soon as it is there. Barriers around it are the
+// caller's.
+template <typename Put>
+PYAR_DEVICE void receive(const uint64_t* words, int count, uint32_t tag, const Put& put) {
   constexpr int kAtATime = 8;
   for (int first = static_cast<int>(threadIdx.x); first < count; first += kAtATime * kLstmThreads) {
     uint64_t word[kAtATime];
@@ -198,23 +228,72 @@ PYAR_DEVICE void receive(const uint64_t* words, int count, uint32_t tag, float* 
           while_waiting();
           word[i] = load_word(words + at);
         }
-        h[at] = __int_as_float(static_cast<int>(static_cast<uint32_t>(word[i])));
+        put(at, __uint_as_float(static_cast<uint32_t>(word[i])));
       }
     }
   }
 }
 
-// kTile values that lie together, 4 kTile-byte aligned, into registers.
-template <int kTile>
-PYAR_DEVICE void load_tile(const float* from, float (&to)[kTile]) {
-  if constexpr (kTile == 1) {
-    to[0] = from[0];
-  } else {
-#pragma unroll
-    for (int s = 0; s < kTile; s += 4) {
-      const float4 four = *reinterpret_cast<const float4*>(from + s);
-      to[s] = four.x, to[s + 1] = four.y, to[s + 2] = four.z, to[s + 3] = four.w;
+// One cell: c from its gates i, f, g, o, and h to whoever waits for it.
+PYAR_DEVICE void update_cell(float4 gates, float& c, uint64_t* word, int d) {
+  c = sigmoid(gates.y) * c + sigmoid(gates.x) * tanhf(gates.z);
+  const float h = sigmoid(gates.w) * tanhf(c);
+  store_word(word, (static_cast<uint64_t>(d + 1) << 32) | __float_as_uint(h));
+}
+
+PYAR_DEVICE float4 add(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
+
+// The states of step d of a tile's samples into states [kTile], from the conditionals' scratch [kTile, shared_floats],
+// where `logits(scratch)` puts the logits; the first thread block of a group also writes them and adds their
+// log-probabilities to totals [kTile]. Ends with a barrier.
+template <int kTile, typename Logits>
+PYAR_DEVICE void draw_tile(const LstmLoop& p, int d, int64_t first_n, float* scratch, int* states, double* totals,
+                           bool reports, const Logits& logits) {
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  const bool forced = d < p.G;
+  if (!forced) {
+    logits();
+    __syncthreads();
+  }
+  for (int sample = warp; sample < kTile; sample += kLstmWarps) {
+    const int64_t n = first_n + sample;
+    const bool real = n < p.N;
+    int state = 0;
+    float log_probability = 0.0f;
+    if (forced) {
+      state = real ? p.given[n * p.G + d] : 0;
+      if (state >= p.K) {  // refused by the Python layer where it can look; here it must only be harmless
+        state = 0;
+        log_probability = not_a_number();
+      }
+    } else {
+      Categorical conditional(scratch + sample * Categorical::shared_floats(p.K), p.K);
+      conditional.set(p.temperature);
+      const float u = philox_uniform(static_cast<uint64_t>(*p.seed), static_cast<uint64_t>(p.first_index + n),
+                                     static_cast<uint32_t>(d));
+      state = conditional.valid() ? conditional.draw(u) : 0;
+      log_probability = conditional.log_probability(state);
     }
+    if (lane == 0) {
+      states[sample] = state;
+      if (reports) {
+        totals[sample] += static_cast<double>(log_probability);
+        if (real) p.x[n * p.D + d] = static_cast<uint8_t>(state);
+      }
+    }
+  }
+  __syncthreads();
+}
+
+// The totals [slots, kTile] of a group's tiles, summed over the steps, into log_prob.
+template <int kTile>
+PYAR_DEVICE void report_totals(const LstmLoop& p, int group, const double* totals) {
+  __syncthreads();
+  const int thread = static_cast<int>(threadIdx.x);
+  int slot = 0;
+  for (int64_t tile = group; tile < p.tiles; tile += p.groups, ++slot) {
+    const int64_t n = tile * kTile + thread;
+    if (thread < kTile && n < p.N) p.log_prob[n] = static_cast<float>(totals[slot * kTile + thread]);
   }
 }
 
@@ -244,80 +323,45 @@ PYAR_DEVICE void multiply(const float4* weights, const float* h, const LstmPlan&
   }
 }
 
-// The state of step d of each of a tile's samples into states [kTile], from the last layer's h [H, kTile]; the first
-// thread block of a group also writes it and adds its log-probability to totals [kTile]. scratch holds the
-// conditionals. The caller's barrier has made h visible; ends with a barrier.
+// head_weight h + head_bias of a tile's samples into their conditionals' scratch, from h [H, kTile].
 template <int kTile>
-PYAR_DEVICE void draw_tile(const LstmSampleArguments& p, int d, int64_t first_n, const float* h, float* scratch,
-                           int* states, double* totals, bool reports) {
-  const LstmPlan& plan = p.plan;
+PYAR_DEVICE void head_logits(const LstmLoop& p, const float* h, float* scratch) {
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-  const bool forced = d < p.G;
-  const int64_t conditional_floats = Categorical::shared_floats(plan.K);
-  if (!forced) {
-    for (int k = warp; k < plan.K; k += kLstmWarps) {
-      float sum[8] = {};
-      for (int unit = lane; unit < plan.H; unit += kWarp) {
-        const float w = __ldg(p.head_weight + static_cast<int64_t>(k) * plan.H + unit);
-        float value[kTile];
-        load_tile(h + unit * kTile, value);
+  const int64_t conditional_floats = Categorical::shared_floats(p.K);
+  for (int k = warp; k < p.K; k += kLstmWarps) {
+    float sum[8] = {};
+    for (int unit = lane; unit < p.H; unit += kWarp) {
+      const float w = __ldg(p.head_weight + static_cast<int64_t>(k) * p.H + unit);
+      float value[kTile];
+      load_tile(h + unit * kTile, value);
 #pragma unroll
-        for (int s = 0; s < kTile; ++s) sum[s] = fmaf(w, value[s], sum[s]);
-      }
-      if constexpr (kTile == 1) {
-        const float total = warp_sum(sum[0]);
-        if (lane == 0) scratch[k] = total + __ldg(p.head_bias + k);
-      } else {
-        const float total = warp_sum_8(sum, lane);  // of sample lane / 4
-        if (lane % 4 == 0 && lane / 4 < kTile) {
-          scratch[lane / 4 * conditional_floats + k] = total + __ldg(p.head_bias + k);
-        }
-      }
+      for (int s = 0; s < kTile; ++s) sum[s] = fmaf(w, value[s], sum[s]);
     }
-    __syncthreads();
-  }
-  if (warp < kTile) {
-    const int64_t n = first_n + warp;
-    const bool real = n < p.N;
-    int state = 0;
-    float log_probability = 0.0f;
-    if (forced) {
-      state = real ? p.given[n * p.G + d] : 0;
-      if (state >= plan.K) {  // refused by the Python layer where it can look; here it must only be harmless
-        state = 0;
-        log_probability = not_a_number();
-      }
+    if constexpr (kTile == 1) {
+      const float total = warp_sum(sum[0]);
+      if (lane == 0) scratch[k] = total + __ldg(p.head_bias + k);
     } else {
-      Categorical conditional(scratch + warp * conditional_floats, plan.K);
-      conditional.set(p.temperature);
-      const float u = philox_uniform(static_cast<uint64_t>(*p.seed), static_cast<uint64_t>(p.first_index + n),
-                                     static_cast<uint32_t>(d));
-      state = conditional.valid() ? conditional.draw(u) : 0;
-      log_probability = conditional.log_probability(state);
-    }
-    if (lane == 0) {
-      states[warp] = state;
-      if (reports) {
-        totals[warp] += static_cast<double>(log_probability);
-        if (real) p.x[n * p.D + d] = static_cast<uint8_t>(state);
+      const float total = warp_sum_8(sum, lane);  // of sample lane / 4
+      if (lane % 4 == 0 && lane / 4 < kTile) {
+        scratch[lane / 4 * conditional_floats + k] = total + __ldg(p.head_bias + k);
       }
     }
   }
-  __syncthreads();
 }
 
-// Grid groups · plan.blocks; tile i belongs to group i mod groups.
+// Grid groups · blocks; tile i belongs to group i mod groups.
 template <int kTile, bool kOnChip>
-__global__ void __launch_bounds__(kLstmThreads, 1) lstm_sample_kernel(const LstmSampleArguments p) {
-  const LstmPlan& plan = p.plan;
+__global__ void __launch_bounds__(kLstmThreads, 1) lstm_sample_kernel(const LstmSampleArguments arguments) {
+  const LstmLoop& p = arguments.loop;
+  const LstmPlan& plan = arguments.plan;
   const int thread = static_cast<int>(threadIdx.x);
   const int warp = thread / kWarp, lane = thread % kWarp;
-  const int group = static_cast<int>(blockIdx.x) / plan.blocks, rank = static_cast<int>(blockIdx.x) % plan.blocks;
+  const int group = static_cast<int>(blockIdx.x) / p.blocks, rank = static_cast<int>(blockIdx.x) % p.blocks;
   const int H = plan.H, units = plan.units(), last = plan.layers - 1;
 
   // Shared memory, the widest alignment first.
-  double* const totals = reinterpret_cast<double*>(dynamic_shared());  // [kMostTiles, kTile]
-  float4* const chip = reinterpret_cast<float4*>(totals + kMostTiles * kTile);
+  double* const totals = reinterpret_cast<double*>(dynamic_shared());  // [kMostSamples]
+  float4* const chip = reinterpret_cast<float4*>(totals + kMostSamples);
   float* const top = reinterpret_cast<float*>(chip) + plan.weight_floats();  // [padded, kTile]: the last layer's h
   float* const below = top + plan.h_floats(kTile);                           // the layer below's, if there are several
   float* const own = below + (last > 0 ? plan.h_floats(kTile) : 0);          // a lower layer's own
@@ -325,14 +369,14 @@ __global__ void __launch_bounds__(kLstmThreads, 1) lstm_sample_kernel(const Lstm
   int* const states = reinterpret_cast<int*>(scratch + plan.scratch_floats(kTile));  // [kTile]
 
   for (int64_t i = thread; i < (last > 0 ? 3 : 1) * plan.h_floats(kTile); i += kLstmThreads) top[i] = 0.0f;
-  for (int i = thread; i < kMostTiles * kTile; i += kLstmThreads) totals[i] = 0.0;
+  for (int i = thread; i < kMostSamples; i += kLstmThreads) totals[i] = 0.0;
   if constexpr (kOnChip) {
     // Layer by layer, this block's strips rank, rank + blocks, … one behind the other.
     float4* to = chip;
     for (int layer = 0; layer <= last; ++layer) {
       const int64_t size = plan.strip_size(layer);
-      for (int strip = rank; strip < plan.strips; strip += plan.blocks) {
-        const float4* const from = p.weights + plan.layer_start(layer) + strip * size;
+      for (int strip = rank; strip < plan.strips; strip += p.blocks) {
+        const float4* const from = arguments.weights + plan.layer_start(layer) + strip * size;
         for (int64_t i = thread; i < size; i += kLstmThreads) to[i] = __ldg(from + i);
         to += size;
       }
@@ -340,40 +384,39 @@ __global__ void __launch_bounds__(kLstmThreads, 1) lstm_sample_kernel(const Lstm
   }
   __syncthreads();
 
-  const int64_t width = int64_t{plan.strips} * units;
-  const int64_t tile_words = int64_t{H} * kTile;
-  const auto words_of = [&](int layer, int d, int64_t tile) {
-    return p.words + ((int64_t{layer} * 2 + (d & 1)) * p.tiles + tile) * tile_words;
+  const auto receive_h = [&](int layer, int d, int64_t tile, float* h) {
+    receive(p.words_of(layer, d, tile, kTile), H * kTile, static_cast<uint32_t>(d) + 1,
+            [h](int i, float value) { h[i] = value; });
   };
 
   for (int d = 0; d <= p.D; ++d) {
     int slot = 0;  // of the tile within the group
     for (int64_t tile = group; tile < p.tiles; tile += p.groups, ++slot) {
-      const int64_t first_n = tile * kTile;
       if (d > 0) {
-        receive(words_of(last, d - 1, tile), H * kTile, static_cast<uint32_t>(d), top);
+        receive_h(last, d - 1, tile, top);
         __syncthreads();
-        draw_tile<kTile>(p, d - 1, first_n, top, scratch, states, totals + slot * kTile, rank == 0);
+        draw_tile<kTile>(p, d - 1, tile * kTile, scratch, states, totals + slot * kTile, rank == 0,
+                         [&] { head_logits<kTile>(p, top, scratch); });
       }
       if (d == p.D) continue;
 
       const float4* chip_layer = chip;
       for (int layer = 0; layer <= last; ++layer) {
         // What this layer reads: the layer below at this step, its own h of the last step.
-        if (layer > 0) receive(words_of(layer - 1, d, tile), H * kTile, static_cast<uint32_t>(d) + 1, below);
-        if (layer < last && d > 0) receive(words_of(layer, d - 1, tile), H * kTile, static_cast<uint32_t>(d), own);
+        if (layer > 0) receive_h(layer - 1, d, tile, below);
+        if (layer < last && d > 0) receive_h(layer, d - 1, tile, own);
         if (last > 0) __syncthreads();
         const float* const before = layer == last ? top : own;
 
-        for (int strip = rank; strip < plan.strips; strip += plan.blocks) {
+        for (int strip = rank; strip < plan.strips; strip += p.blocks) {
           const float4* const weights =
-              kOnChip ? chip_layer : p.weights + plan.layer_start(layer) + strip * plan.strip_size(layer);
+              kOnChip ? chip_layer : arguments.weights + plan.layer_start(layer) + strip * plan.strip_size(layer);
           if constexpr (kOnChip) chip_layer += plan.strip_size(layer);
           // This thread's share of the cells: unit thread / kTile of the strip, sample thread % kTile of the tile.
           const int cell_unit = thread / kTile, cell_sample = thread % kTile;
-          const bool has_cell = cell_unit < units && strip * units + cell_unit < H;
-          float* const cell =
-              p.cells + ((layer * p.tiles + tile) * width + strip * units + cell_unit) * kTile + cell_sample;
+          const int64_t unit = strip * units + cell_unit;
+          const bool has_cell = cell_unit < units && unit < H;
+          float* const cell = p.cells_of(layer, tile, kTile) + unit * kTile + cell_sample;
           float c = has_cell && d > 0 ? *cell : 0.0f;
 
           float gates[4][kTile] = {};
@@ -399,34 +442,21 @@ __global__ void __launch_bounds__(kLstmThreads, 1) lstm_sample_kernel(const Lstm
           }
           __syncthreads();
           if (has_cell) {
-            const int64_t unit = strip * units + cell_unit;
             float4 sum = sums[cell_unit * kTile + cell_sample];
             for (int other = 1; other < kLstmWarps; ++other) {
-              const float4 more = sums[(other * units + cell_unit) * kTile + cell_sample];
-              sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
+              sum = add(sum, sums[(other * units + cell_unit) * kTile + cell_sample]);
             }
-            const float4 input = layer == 0 ? __ldg(p.inputs + (d > 0 ? states[cell_sample] + 1 : 0) * width + unit)
-                                            : __ldg(p.biases + layer * width + unit);
-            c = sigmoid(sum.y + input.y) * c + sigmoid(sum.x + input.x) * tanhf(sum.z + input.z);
-            const float h = sigmoid(sum.w + input.w) * tanhf(c);
+            sum = add(sum, layer == 0 ? __ldg(p.inputs + (d > 0 ? states[cell_sample] + 1 : 0) * p.width + unit)
+                                      : __ldg(p.biases + layer * p.width + unit));
+            update_cell(sum, c, p.words_of(layer, d, tile, kTile) + unit * kTile + cell_sample, d);
             *cell = c;
-            store_word(words_of(layer, d, tile) + unit * kTile + cell_sample,
-                       (static_cast<uint64_t>(d + 1) << 32) | static_cast<uint32_t>(__float_as_int(h)));
           }
           __syncthreads();  // the sums have been read, and so have h and the states
         }
       }
     }
   }
-
-  if (rank == 0) {
-    __syncthreads();
-    int slot = 0;
-    for (int64_t tile = group; tile < p.tiles; tile += p.groups, ++slot) {
-      const int64_t n = tile * kTile + thread;
-      if (thread < kTile && n < p.N) p.log_prob[n] = static_cast<float>(totals[slot * kTile + thread]);
-    }
-  }
+  if (rank == 0) report_totals<kTile>(p, group, totals);
 }
 
 }  // namespace pyar::cuda

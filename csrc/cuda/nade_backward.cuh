@@ -7,8 +7,9 @@
 //
 // The dimensions are cut into blocks of kBlockDims. nade_block_gradient_kernel recomputes h from a at the block's start
 // and makes all of V's and b's gradient, the part of W's with e in the same block, and the block's Σ_d u in the place
-// of the start value. nade_later_blocks_kernel sums those over the later blocks, nade_input_gradient_kernel adds them
-// to W's gradient, nade_sum_samples_kernel makes c's.
+// of the start value; where added layers made f of h (kFeatures), it takes f in the place of h, and hands the gradient
+// of what their last one rectified to nade_layers.cuh. nade_later_blocks_kernel sums those over the later blocks,
+// nade_input_gradient_kernel adds them to W's gradient, nade_sum_samples_kernel makes c's.
 #pragma once
 
 #include "cuda/nade_forward.cuh"
@@ -25,10 +26,13 @@ struct BlockGradientArguments {
   const uint8_t* x;       // [N, D]
   const float* gradient;  // [N, D, P]: g
   float* starts;          // [blocks, N, H]: in a at the block's start, out Σ_{d in block} u
+  const float* features;  // [blocks, N, kBlockDims, H]: f of added layers, from first_block on
+  float* grad_features;   // [blocks, N, kBlockDims, H]: ∂L/∂(what the last layer rectified)
   float* grad_W;          // [D, R, H], added to
   float* grad_V;          // [D, P, H], added to, or set if fresh
   float* grad_b;          // [D, P], likewise
   int64_t N;
+  int first_block;
   bool fresh;
 };
 
@@ -71,16 +75,18 @@ PYAR_DEVICE void add_by_state(const NadeParameters& nade, int state, const float
 }
 
 // Grid (⌈H / 32⌉, blocks of dimensions): a thread block has 32 hidden units and 16 dimensions, and all samples in turn.
-static __global__ void __launch_bounds__(kBackwardWarps* kWarp, 2)
-    nade_block_gradient_kernel(const BlockGradientArguments p) {
+template <bool kFeatures>
+__global__ void __launch_bounds__(kBackwardWarps* kWarp, 2) nade_block_gradient_kernel(const BlockGradientArguments p) {
   const NadeParameters& nade = p.nade;
   BackwardShared& shared = *reinterpret_cast<BackwardShared*>(dynamic_shared());
   const int thread = static_cast<int>(threadIdx.x);
   const int warp = thread / kWarp, lane = thread % kWarp;
   const int h = static_cast<int>(blockIdx.x) * kWarp + lane;
   const bool real = h < nade.H;
-  const int block = static_cast<int>(blockIdx.y);
+  const int block = (kFeatures ? p.first_block : 0) + static_cast<int>(blockIdx.y);
   const int first_d = block * kBlockDims;
+  // Of sample n and the block's first dimension, in features and grad_features.
+  const auto row_of = [&](int64_t n) { return (static_cast<int64_t>(blockIdx.y) * p.N + n) * kBlockDims * nade.H + h; };
   const int dims = nade.D - first_d < kBlockDims ? nade.D - first_d : kBlockDims;
 
   for (int64_t first_n = 0; first_n < p.N; first_n += kTile) {
@@ -98,24 +104,31 @@ static __global__ void __launch_bounds__(kBackwardWarps* kWarp, 2)
     for (int r = 0; r < kSamplesEach; ++r) {
       const int sample = warp * kSamplesEach + r;
       const int64_t n = first_n + sample;
-      float value[kBlockDims];
+      if constexpr (kFeatures) {
 #pragma unroll
-      for (int d = 0; d < kBlockDims; ++d) {
-        const int state = shared.x[sample][d];
-        value[d] = 0.0f;
-        if (state > 0 && state < nade.K && real) {
-          value[d] = __ldg(nade.W + (static_cast<int64_t>(first_d + d) * nade.R + nade.row(state)) * nade.H + h);
+        for (int d = 0; d < kBlockDims; ++d) {
+          shared.h[d][sample][lane] = n < p.N && real ? p.features[row_of(n) + static_cast<int64_t>(d) * nade.H] : 0.0f;
         }
-      }
-      float a = n < p.N && real ? p.starts[(static_cast<int64_t>(block) * p.N + n) * nade.H + h] : 0.0f;
-      float hidden = sigmoid(a);
+      } else {
+        float value[kBlockDims];
 #pragma unroll
-      for (int d = 0; d < kBlockDims; ++d) {
-        shared.h[d][sample][lane] = hidden;
-        const int state = shared.x[sample][d];
-        if (state > 0 && state < nade.K) {
-          a = fmaf(nade.scale(state), value[d], a);
-          hidden = sigmoid(a);
+        for (int d = 0; d < kBlockDims; ++d) {
+          const int state = shared.x[sample][d];
+          value[d] = 0.0f;
+          if (state > 0 && state < nade.K && real) {
+            value[d] = __ldg(nade.W + (static_cast<int64_t>(first_d + d) * nade.R + nade.row(state)) * nade.H + h);
+          }
+        }
+        float a = n < p.N && real ? p.starts[(static_cast<int64_t>(block) * p.N + n) * nade.H + h] : 0.0f;
+        float hidden = sigmoid(a);
+#pragma unroll
+        for (int d = 0; d < kBlockDims; ++d) {
+          shared.h[d][sample][lane] = hidden;
+          const int state = shared.x[sample][d];
+          if (state > 0 && state < nade.K) {
+            a = fmaf(nade.scale(state), value[d], a);
+            hidden = sigmoid(a);
+          }
         }
       }
     }
@@ -188,25 +201,40 @@ static __global__ void __launch_bounds__(kBackwardWarps* kWarp, 2)
       __syncthreads();  // the gradients and h have been read
     }
 
-    // Σ_{e>d in block} u in the place of h, and the whole block's sum.
+    if constexpr (kFeatures) {
 #pragma unroll
-    for (int r = 0; r < kSamplesEach; ++r) {
-      const int sample = warp * kSamplesEach + r;
-      const int64_t n = first_n + sample;
-      float later = 0.0f;
+      for (int r = 0; r < kSamplesEach; ++r) {
+        const int sample = warp * kSamplesEach + r;
+        const int64_t n = first_n + sample;
 #pragma unroll
-      for (int d = kBlockDims - 1; d >= 0; --d) {
-        const float derivative = sigmoid_derivative(shared.h[d][sample][lane]);
-        shared.h[d][sample][lane] = later;
-        later = fmaf(u[d][r], derivative, later);
+        for (int d = 0; d < kBlockDims; ++d) {
+          if (n < p.N && real) {
+            p.grad_features[row_of(n) + static_cast<int64_t>(d) * nade.H] =
+                shared.h[d][sample][lane] <= 0.0f ? 0.0f : u[d][r];
+          }
+        }
       }
-      if (n < p.N && real) p.starts[(static_cast<int64_t>(block) * p.N + n) * nade.H + h] = later;
-    }
-    __syncthreads();
+    } else {
+      // Σ_{e>d in block} u in the place of h, and the whole block's sum.
+#pragma unroll
+      for (int r = 0; r < kSamplesEach; ++r) {
+        const int sample = warp * kSamplesEach + r;
+        const int64_t n = first_n + sample;
+        float later = 0.0f;
+#pragma unroll
+        for (int d = kBlockDims - 1; d >= 0; --d) {
+          const float derivative = sigmoid_derivative(shared.h[d][sample][lane]);
+          shared.h[d][sample][lane] = later;
+          later = fmaf(u[d][r], derivative, later);
+        }
+        if (n < p.N && real) p.starts[(static_cast<int64_t>(block) * p.N + n) * nade.H + h] = later;
+      }
+      __syncthreads();
 
-    for (int d = warp; d < dims; d += kBackwardWarps) {
-      const int state = lane < kTile ? shared.x[lane % kTile][d] : 0;
-      add_by_state(nade, state, shared.h[d], lane, h, p.grad_W + static_cast<int64_t>(first_d + d) * nade.R * nade.H);
+      for (int d = warp; d < dims; d += kBackwardWarps) {
+        const int state = lane < kTile ? shared.x[lane % kTile][d] : 0;
+        add_by_state(nade, state, shared.h[d], lane, h, p.grad_W + static_cast<int64_t>(first_d + d) * nade.R * nade.H);
+      }
     }
   }
 }

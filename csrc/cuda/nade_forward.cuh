@@ -361,9 +361,11 @@ struct TeacherArguments {
   NadeParameters nade;
   const uint8_t* x;       // [N, D]
   const float* starts;    // [blocks, N, H], or null: every unit starts at dimension 0
+  const float* features;  // [blocks, N, kBlockDims, H]: what added layers made of h, from first_block on; or null
+  int first_block;
   const float* upstream;  // [N]: ∂L/∂ log p(x_n), or null: `weight` for all
   float weight;
-  double* block_log_prob;  // [blocks, N] with starts, else [1, N]; or null
+  double* block_log_prob;  // [blocks, N] with starts or features, else [1, N]; or null
   float* logits;           // [N, D, P] or null
   float* gradient;         // [N, D, P]: ∂L/∂ logits, or null
   int64_t N;
@@ -371,8 +373,8 @@ struct TeacherArguments {
   int groups;  // warps a unit; the block has exactly units · groups warps
 };
 
-// The conditionals of given states. Grid (⌈N / units⌉, blocks of dimensions, or 1 without starts). Shared memory:
-// warp_floats for each of the units · groups warps.
+// The conditionals of given states. Grid (⌈N / units⌉, blocks of dimensions, or 1 without starts and features). Shared
+// memory: warp_floats for each of the units · groups warps.
 template <typename Conditional, int kPerLane>
 __global__ void __launch_bounds__(256, 1) nade_teacher_kernel(const TeacherArguments p) {
   const NadeParameters& nade = p.nade;
@@ -383,13 +385,15 @@ __global__ void __launch_bounds__(256, 1) nade_teacher_kernel(const TeacherArgum
   const int64_t index = static_cast<int64_t>(blockIdx.x) * p.units + place.unit;
   const bool writes = index < p.N && place.group == 0;
   const int64_t n = index < p.N ? index : p.N - 1;
-  const int begin = p.starts != nullptr ? static_cast<int>(blockIdx.y) * kBlockDims : 0;
-  const int end = p.starts != nullptr && begin + kBlockDims < nade.D ? begin + kBlockDims : nade.D;
+  const bool split = p.starts != nullptr || p.features != nullptr;
+  const int block = p.first_block + static_cast<int>(blockIdx.y);
+  const int begin = split ? block * kBlockDims : 0;
+  const int end = split && begin + kBlockDims < nade.D ? begin + kBlockDims : nade.D;
 
   float a[kPerLane], h[kPerLane];
   if (p.starts != nullptr) {
-    load_row(p.starts + (static_cast<int64_t>(blockIdx.y) * p.N + n) * nade.H, place, nade.H, nade.vector, a);
-  } else {
+    load_row(p.starts + (static_cast<int64_t>(block) * p.N + n) * nade.H, place, nade.H, nade.vector, a);
+  } else if (p.features == nullptr) {
     load_row(nade.c, place, nade.H, nade.vector, a);
   }
   const float weight = p.upstream != nullptr ? p.upstream[n] : p.weight;
@@ -404,7 +408,10 @@ __global__ void __launch_bounds__(256, 1) nade_teacher_kernel(const TeacherArgum
       states = mine < nade.D ? p.x[n * nade.D + mine] : 0;
     }
     const int state = __shfl_sync(kFullWarp, states, d % kWarp);
-    if (stale) {
+    if (p.features != nullptr) {
+      const int64_t row = (static_cast<int64_t>(blockIdx.y) * p.N + n) * kBlockDims + (d - begin);
+      load_row(p.features + row * nade.H, place, nade.H, nade.vector, h);
+    } else if (stale) {
 #pragma unroll
       for (int i = 0; i < kPerLane; ++i) h[i] = sigmoid(a[i]);
       stale = false;
@@ -426,7 +433,7 @@ __global__ void __launch_bounds__(256, 1) nade_teacher_kernel(const TeacherArgum
       total += block_total;
       block_total = 0.0;
     }
-    if (state > 0 && state < nade.K) {
+    if (p.features == nullptr && state > 0 && state < nade.K) {
       float value[kPerLane];
       load_row(nade.W + (static_cast<int64_t>(d) * nade.R + nade.row(state)) * nade.H, place, nade.H, nade.vector,
                value);
@@ -435,7 +442,7 @@ __global__ void __launch_bounds__(256, 1) nade_teacher_kernel(const TeacherArgum
     }
   }
   if (p.block_log_prob != nullptr && writes && place.lane == 0) {
-    p.block_log_prob[static_cast<int64_t>(blockIdx.y) * p.N + n] = total;
+    p.block_log_prob[static_cast<int64_t>(block) * p.N + n] = total;
   }
 }
 

@@ -102,7 +102,8 @@ def lstm_sample(
         temperature: positive; divides the logits of every conditional.
         given: uint8 or int64 [num_samples, G], or [G] for all samples alike: the first G dimensions, not drawn.
         weight_dtype: torch.bfloat16 stores weight_hh, and weight_ih of all layers but the first, rounded to bfloat16:
-            half the memory traffic, and another distribution (see round_weights). All arithmetic stays float32.
+            half the memory traffic, and another distribution (see round_weights). All arithmetic stays float32; on a
+            GPU the products run on its tensor cores, with h in three parts so that none of its bits is lost.
 
     Returns:
         x uint8 [num_samples, D], and float32 [num_samples]: the log-probability, in nats, of the drawn part under the
@@ -124,16 +125,14 @@ def lstm_sample(
         raise ValueError(f"weight_dtype must be torch.float32 or torch.bfloat16, got {weight_dtype}")
     weights = [w.detach() for w in weights]
     head_weight, head_bias = head_weight.detach(), head_bias.detach()
-    if weight_dtype == torch.bfloat16 and device.type != "cpu":
-        weights = round_weights(weights, weight_dtype)
     if not has_kernels(device.type):
         warn_reference(device.type)
         weights = round_weights(weights, weight_dtype)
         return reference.sample(
             weights, head_weight, head_bias, int(seed), num_samples, first_index, num_dims, temperature, given
         )
-    is_stored_in_16_bits = weight_dtype == torch.bfloat16 and device.type == "cpu"
-    operation = torch.ops.pyar.lstm_sample_bfloat16 if is_stored_in_16_bits else torch.ops.pyar.lstm_sample
+    is_bfloat16 = weight_dtype == torch.bfloat16
+    operation = torch.ops.pyar.lstm_sample_bfloat16 if is_bfloat16 else torch.ops.pyar.lstm_sample
     return operation(
         weights, head_weight, head_bias, seed, num_samples, first_index, num_dims, float(temperature), given
     )

@@ -48,7 +48,7 @@ def nade_log_prob(x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor, mlp: Se
         ValueError: a tensor has the wrong shape or device, or x holds a state out of range.
     """
     x = _check(x, W, c, V, b, mlp)
-    if not _has_kernels(V, mlp):
+    if not _has_kernels(V):
         return reference.log_prob(x, W, c, V, b, mlp)
     return torch.ops.pyar.nade_log_prob(x, W, c, V, b, list(mlp))
 
@@ -61,7 +61,7 @@ def nade_mean_nll(x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor, mlp: Se
     Args, Raises: as nade_log_prob.
     """
     x = _check(x, W, c, V, b, mlp)
-    if not _has_kernels(V, mlp):
+    if not _has_kernels(V):
         return reference.mean_nll(x, W, c, V, b, mlp)
     if len(mlp) == 0 and torch.is_grad_enabled() and any(p.requires_grad for p in (W, c, V, b)):
         return torch.ops.pyar.nade_mean_nll(x, W, c, V, b)[0]
@@ -78,7 +78,7 @@ def nade_logits(x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor, mlp: Sequ
     Args, Raises: as nade_log_prob.
     """
     x = _check(x, W, c, V, b, mlp)
-    if not _has_kernels(V, mlp):
+    if not _has_kernels(V):
         return reference.logits(x, W, c, V, b, mlp)
     logits = torch.ops.pyar.nade_logits(x, W, c, V, b, list(mlp))
     return logits.squeeze(-1) if V.shape[1] == 1 else logits
@@ -122,7 +122,7 @@ def nade_sample(
     check_seed(seed, V.device)
     given = check_given(given, num_samples, V.shape[0], K, V.device)
     with torch.no_grad():
-        if not _has_kernels(V, mlp):
+        if not _has_kernels(V):
             return reference.sample(W, c, V, b, mlp, int(seed), num_samples, first_index, temperature, given)
         return torch.ops.pyar.nade_sample(
             W, c, V, b, list(mlp), seed, num_samples, first_index, float(temperature), given
@@ -161,15 +161,11 @@ def _check(x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor, mlp: Sequence[
     return check_states("x", x, V.shape[0], K, V.device)
 
 
-def _has_kernels(V: Tensor, mlp: Sequence[Tensor]) -> bool:
-    device_type = V.device.type
-    if not native.has_kernels(device_type):
-        native.warn_reference(device_type)
-        return False
-    if device_type == "cuda" and len(mlp) > 0:
-        native.warn_reference(device_type, "NADE's added layers (mlp)")
-        return False
-    return True
+def _has_kernels(V: Tensor) -> bool:
+    if native.has_kernels(V.device.type):
+        return True
+    native.warn_reference(V.device.type)
+    return False
 
 
 # What torch needs to know about the native operations: shapes, derivatives, autocast.

@@ -44,6 +44,10 @@ struct alignas(8) float2 {
   float x, y;
 };
 inline float2 make_float2(float x, float y) { return {x, y}; }
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
@@ -52,9 +56,7 @@ inline const char* cudaGetErrorName(cudaError_t) { return "cudaErrorInvalidValue
 
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount,
-  cudaDevAttrMaxSharedMemoryPerBlockOptin,
-  cudaDevAttrComputeCapabilityMajor,
-  cudaDevAttrComputeCapabilityMinor
+  cudaDevAttrMaxSharedMemoryPerBlockOptin
 };
 
 namespace pyar_emulator_detail {
@@ -66,22 +68,15 @@ inline int setting(const char* name, int otherwise) {
 
 }  // namespace pyar_emulator_detail
 
-// PYAR_EMULATOR_SMS, _SHARED (bytes) and _CAPABILITY (80, 90, …) choose the GPU that is emulated.
+// PYAR_EMULATOR_SMS and _SHARED (bytes) choose the GPU that is emulated.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
   using pyar_emulator_detail::setting;
-  const int capability = setting("PYAR_EMULATOR_CAPABILITY", 90);
   switch (which) {
     case cudaDevAttrMultiProcessorCount:
       *value = setting("PYAR_EMULATOR_SMS", 4);
       break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
       *value = setting("PYAR_EMULATOR_SHARED", 232448);
-      break;
-    case cudaDevAttrComputeCapabilityMajor:
-      *value = capability / 10;
-      break;
-    case cudaDevAttrComputeCapabilityMinor:
-      *value = capability % 10;
       break;
   }
   return cudaSuccess;
@@ -107,11 +102,9 @@ struct Block {
   unsigned char* shared = nullptr;
   int64_t shared_bytes = 0;
   Barrier barrier;
-  Barrier* cluster_barrier = nullptr;
-  std::vector<Block*> cluster;  // the blocks of its cluster, by rank
-  int rank = 0;
   std::vector<Barrier> warp_barriers;
-  std::vector<uint64_t> slots;  // one per thread, for shuffles
+  std::vector<uint64_t> slots;                   // one per thread, for shuffles
+  std::vector<std::vector<uint32_t>> fragments;  // of each warp, for matrix products
 };
 
 struct Fiber {
@@ -234,6 +227,56 @@ unsigned match_any(unsigned mask, T value, int line) {
   });
 }
 
+// Sixteen products and the number they are added to, as inexactly as tensor cores may have it: aligned to the largest,
+// without what lies more than a bit below float's last, added, and rounded towards zero. They document no rounding; this
+// form is from Fasi, Higham, Mikaitis & Pranesh, "Numerical behavior of NVIDIA tensor cores", PeerJ Computer Science 7
+// (2021), https://doi.org/10.7717/peerj-cs.330.
+inline float tensor_core_sum(const double (&products)[16], float before) {
+  double largest = std::fabs(before);
+  for (const double product : products) largest = std::max(largest, std::fabs(product));
+  if (largest == 0.0 || !std::isfinite(largest)) {
+    double sum = before;
+    for (const double product : products) sum += product;
+    return static_cast<float>(sum);
+  }
+  const double quantum = std::ldexp(1.0, std::ilogb(largest) - 24);
+  double sum = std::trunc(before / quantum) * quantum;
+  for (const double product : products) sum += std::trunc(product / quantum) * quantum;
+  const float rounded = static_cast<float>(sum);
+  return std::fabs(static_cast<double>(rounded)) > std::fabs(sum) ? std::nextafter(rounded, 0.0f) : rounded;
+}
+
+// mma.sync.m16n8k16 of bfloat16 matrices with float sums, D [16, 8] = A [16, 16] B [16, 8] + C [16, 8], with the
+// matrices dealt out to the lanes as PTX's "Matrix fragments for mma.m16n8k16" has it. Collective; d holds C, then D.
+inline void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], int line) {
+  Fiber* const fiber = state().current;
+  std::vector<uint32_t>& fragments = fiber->block->fragments[fiber->id / 32];  // [32 lanes, 6 registers]
+  const int lane = fiber->id % 32;
+  for (int i = 0; i < 4; ++i) fragments[6 * lane + i] = a[i];
+  for (int i = 0; i < 2; ++i) fragments[6 * lane + 4 + i] = b[i];
+  sync_warp(line);
+  float A[16][16], B[16][8];
+  for (int from = 0; from < 32; ++from) {
+    const int group = from >> 2, in_group = from % 4;
+    const auto element = [&](int i) {  // two a register, the first in the lower half
+      return std::bit_cast<float>(fragments[6 * from + i / 2] >> (i % 2 * 16) << 16);
+    };
+    for (int i = 0; i < 8; ++i) {
+      const int row = i < 2 || (i >= 4 && i < 6) ? group : group + 8;
+      const int column = in_group * 2 + (i & 1) + (i >= 4 ? 8 : 0);
+      A[row][column] = element(i);
+    }
+    for (int i = 0; i < 4; ++i) B[in_group * 2 + (i & 1) + (i >= 2 ? 8 : 0)][group] = element(8 + i);
+  }
+  for (int i = 0; i < 4; ++i) {
+    const int row = i < 2 ? lane >> 2 : (lane >> 2) + 8, column = lane % 4 * 2 + (i & 1);
+    double products[16];
+    for (int k = 0; k < 16; ++k) products[k] = static_cast<double>(A[row][k]) * B[k][column];
+    d[i] = tensor_core_sum(products, d[i]);
+  }
+  sync_warp(line);
+}
+
 inline void copy_async(float* to, const float* from, int bytes) {
   if (reinterpret_cast<uintptr_t>(to) % bytes != 0 || reinterpret_cast<uintptr_t>(from) % bytes != 0) {
     fail("a misaligned asynchronous copy");
@@ -331,13 +374,14 @@ inline void run_together(const std::vector<Block*>& blocks) {
   }
 }
 
-inline void launch(dim3 grid, dim3 block, int64_t shared, int cluster, bool cooperative,
-                   const std::function<void()>& body) {
-  int limit = 0;
+inline void launch(dim3 grid, dim3 block, int64_t shared, bool cooperative, const std::function<void()>& body) {
+  int limit = 0, multiprocessors = 0;
   cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
+  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0);
+  const int64_t count = static_cast<int64_t>(grid.x) * grid.y;
   if (grid.x < 1 || grid.x > 0x7fffffffu || grid.y < 1 || grid.y > 65535 || grid.z != 1 || block.x < 1 ||
-      block.x > 1024 || block.x % 32 != 0 || block.y != 1 || block.z != 1 || shared > limit || cluster < 1 ||
-      grid.x % static_cast<unsigned>(cluster) != 0) {
+      block.x > 1024 || block.x % 32 != 0 || block.y != 1 || block.z != 1 || shared > limit ||
+      (cooperative && count > multiprocessors)) {  // of these kernels a multiprocessor may hold no more than one block
     throw std::runtime_error("CUDA emulator: a launch that a GPU refuses");
   }
   State& s = state();
@@ -346,12 +390,10 @@ inline void launch(dim3 grid, dim3 block, int64_t shared, int cluster, bool coop
   s.body = &body;
   s.random += 0x9E3779B97F4A7C15ull * static_cast<uint64_t>(pyar_emulator_detail::setting("PYAR_EMULATOR_SEED", 0));
   const int warps = static_cast<int>(block.x) / 32;
-  const int64_t count = static_cast<int64_t>(grid.x) * grid.y;
-  const int64_t together = cooperative ? count : cluster;
+  const int64_t together = cooperative ? count : 1;
   for (int64_t first = 0; first < count; first += together) {
     std::vector<std::unique_ptr<Block>> blocks;
     std::vector<Block*> pointers;
-    std::vector<std::unique_ptr<Barrier>> cluster_barriers;
     for (int64_t i = first; i < first + together; ++i) {
       auto one = std::make_unique<Block>();
       one->index = dim3(static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x), 0);
@@ -363,17 +405,9 @@ inline void launch(dim3 grid, dim3 block, int64_t shared, int cluster, bool coop
       one->warp_barriers.resize(warps);
       for (Barrier& barrier : one->warp_barriers) barrier.size = 32;
       one->slots.resize(block.x);
-      one->rank = static_cast<int>(i % cluster);
-      if (one->rank == 0) {
-        cluster_barriers.push_back(std::make_unique<Barrier>());
-        cluster_barriers.back()->size = static_cast<int>(block.x) * cluster;
-      }
-      one->cluster_barrier = cluster_barriers.back().get();
+      one->fragments.assign(warps, std::vector<uint32_t>(32 * 6));
       pointers.push_back(one.get());
       blocks.push_back(std::move(one));
-    }
-    for (int64_t i = 0; i < together; ++i) {
-      for (int rank = 0; rank < cluster; ++rank) pointers[i]->cluster.push_back(pointers[i / cluster * cluster + rank]);
     }
     run_together(pointers);
   }
@@ -398,6 +432,8 @@ T __ldg(const T* p) {
   return *p;
 }
 inline float __int_as_float(int bits) { return std::bit_cast<float>(bits); }
+inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
+inline unsigned __float_as_uint(float value) { return std::bit_cast<unsigned>(value); }
 inline int __float_as_int(float value) { return std::bit_cast<int>(value); }
 inline int __popc(unsigned bits) { return std::popcount(bits); }
 inline int __ffs(int bits) { return bits == 0 ? 0 : std::countr_zero(static_cast<unsigned>(bits)) + 1; }
