@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cpu/large_pages.h"
 #include "cpu/nade_kernel.h"
 #include "cpu/team_host.h"
 
@@ -119,6 +120,15 @@ int64_t batch_size(const Tensor& x) {
   return x.size(0);
 }
 
+// Uninitialised float32 of that shape.
+Tensor allocate(const Tensor& like, const std::vector<int64_t>& shape) {
+  constexpr int64_t kFresh = int64_t{1} << 25;  // bytes; less than this the C library keeps, and hands out again
+  Tensor t = torch::stable::new_empty(like, shape);
+  const int64_t bytes = t.numel() * static_cast<int64_t>(sizeof(float));
+  if (bytes >= kFresh) prefer_large_pages(t.mutable_data_ptr(), bytes);
+  return t;
+}
+
 // Calls f(begin, end) on ranges of [0, count), in torch's threads where that pays: waking a thread and waiting for it
 // costs as much as some 10⁵ multiply-adds, and far more on a busy machine. `work`: multiply-adds an item.
 template <class F>
@@ -155,7 +165,7 @@ Tensor nade_log_prob(Tensor x, Tensor W, Tensor c, Tensor V, Tensor b, std::vect
   const Model model(W, c, V, b, mlp);
   const int64_t B = batch_size(x);
   const Tensor states = checked_states(x, "x", B, model.view.D, model.view.K);
-  Tensor out = torch::stable::new_empty(b, {B});
+  Tensor out = allocate(b, {B});
   forward(model, states, B, floats(out), nullptr);
   return out;
 }
@@ -164,7 +174,7 @@ Tensor nade_logits(Tensor x, Tensor W, Tensor c, Tensor V, Tensor b, std::vector
   const Model model(W, c, V, b, mlp);
   const int64_t B = batch_size(x);
   const Tensor states = checked_states(x, "x", B, model.view.D, model.view.K);
-  Tensor out = torch::stable::new_empty(b, {B, model.view.D, model.view.P});
+  Tensor out = allocate(b, {B, model.view.D, model.view.P});
   forward(model, states, B, nullptr, floats(out));
   return out;
 }
@@ -181,14 +191,11 @@ Gradients backward(const Model& model, const Tensor& like, const Tensor& x, int6
   const NadeParameters& m = model.view;
   const std::vector<int64_t> input =
       m.scalar_input ? std::vector<int64_t>{m.D, m.H} : std::vector<int64_t>{m.D, m.K - 1, m.H};
-  Gradients out{torch::stable::new_empty(like, input),
-                torch::stable::new_empty(like, {m.H}),
-                torch::stable::new_empty(like, {m.D, m.P, m.F}),
-                torch::stable::new_empty(like, {m.D, m.P}),
-                {}};
+  Gradients out{
+      allocate(like, input), allocate(like, {m.H}), allocate(like, {m.D, m.P, m.F}), allocate(like, {m.D, m.P}), {}};
   for (const DenseLayer& layer : model.layers) {
-    out.mlp.push_back(torch::stable::new_empty(like, {layer.outputs, layer.inputs}));
-    out.mlp.push_back(torch::stable::new_empty(like, {layer.outputs}));
+    out.mlp.push_back(allocate(like, {layer.outputs, layer.inputs}));
+    out.mlp.push_back(allocate(like, {layer.outputs}));
   }
   if (B == 0) {
     for (Tensor* t : {&out.W, &out.c, &out.V, &out.b}) torch::stable::zero_(*t);
@@ -304,7 +311,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> nade_mean_nll(Tensor x, Tenso
       backward(model, b, states, B, nullptr, B == 0 ? 0.0f : -1.0f / static_cast<float>(B), nullptr, log_prob.data());
   double sum = 0.0;
   for (const double value : log_prob) sum += value;
-  Tensor loss = torch::stable::new_empty(b, {});
+  Tensor loss = allocate(b, {});
   *floats(loss) = B == 0 ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(-sum / static_cast<double>(B));
   return {loss, g.W, g.c, g.V, g.b};
 }
@@ -326,7 +333,7 @@ std::tuple<Tensor, Tensor> nade_sample(Tensor W, Tensor c, Tensor V, Tensor b, s
     forced = checked_states(*given, "given", num_samples, given->size(1), model.view.K);
   }
   Tensor x = torch::stable::empty({num_samples, model.view.D}, ScalarType::Byte, std::nullopt, b.device());
-  Tensor log_prob = torch::stable::new_empty(b, {num_samples});
+  Tensor log_prob = allocate(b, {num_samples});
   NadeSample q{};
   q.model = model.view;
   q.seed = static_cast<uint64_t>(*static_cast<const int64_t*>(number.const_data_ptr()));

@@ -267,6 +267,7 @@ def _keep_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -
     x, weights, head_weight, head_bias, ctx.checkpoint_steps, ctx.keep = inputs
     ctx.save_for_backward(x, head_weight, head_bias, output[1], *weights)
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # nobody needs zeros of the size of what is kept
 
 
 def _log_prob_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple:

@@ -212,6 +212,7 @@ def _save_gradients(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
     _, *gradients = output
     ctx.mark_non_differentiable(*gradients)
+    ctx.set_materialize_grads(False)  # nobody needs zeros of the gradients' sizes
     ctx.gradients = gradients
 
 
