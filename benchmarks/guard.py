@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.cases import Case, build_inputs
+from pyar.checkpoint import write_text
 
 STORED = Path(__file__).parent / "guard.json"
 # Counts vary by less than a thousandth from run to run.
@@ -38,7 +39,7 @@ def run_guard(update: bool) -> int:
         return 2
     counts = count_instructions()
     if update:
-        STORED.write_text(json.dumps(counts, indent=1) + "\n")
+        write_text(STORED, json.dumps(counts, indent=1) + "\n")
         print(f"guard: stored {len(counts)} counts in {STORED}")
         return 0
     if not STORED.exists():

@@ -13,11 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from benchmarks.peers import CONTENDERS
-from benchmarks.report import MODELS, TASKS, describe_job, digest
 from benchmarks.runner import TIMED
 from benchmarks.series import (
+    MODELS,
+    TASKS,
     Documents,
     Record,
+    describe_job,
+    digest,
     grouped,
     growth_panels,
     plot_names,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable
@@ -13,12 +12,11 @@ from benchmarks.check import TOLERANCE
 from benchmarks.machine import describe_level
 from benchmarks.peers import CONTENDERS
 from benchmarks.runner import TIMED
-from benchmarks.series import plot_names, sweep_records, table_records
+from benchmarks.series import MODELS, TASKS, describe_job, plot_names, sweep_records, table_records
+from pyar.checkpoint import write_text
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 JOBS = ("nade", "lstm", "sweep")
-MODELS = {"nade": "NADE", "lstm": "PixelLSTM"}
-TASKS = {"log_prob": "log-probability", "gradient": "loss + all gradients", "sample": "sample"}
 # Where README's plots are, seen from it.
 PLOTS = "docs/benchmarks"
 ALT_TEXTS = {
@@ -47,7 +45,7 @@ def write_report(results: Path, target: Path | None, plots: Path | None) -> None
     if target is None:
         print(text)
     else:
-        target.write_text(insert(target.read_text(), text))
+        write_text(target, insert(target.read_text(), text))
         print(f"wrote the benchmarks section of {target}")
     if plots is not None:
         from benchmarks.plots import draw_plots
@@ -115,11 +113,6 @@ def pictures(documents: dict[str, dict[str, Any]], *names: str) -> list[str]:
     return [f'<img src="{PLOTS}/{name}.png" width="100%" alt="{ALT_TEXTS[name]}">' for name in names if name in drawn]
 
 
-def digest(documents: dict[str, dict[str, Any]]) -> str:
-    """Stands in every plot, so that one can tell whether it shows these results."""
-    return hashlib.sha256(json.dumps(documents, sort_keys=True).encode()).hexdigest()
-
-
 def describe_run(document: dict[str, Any]) -> str:
     environment, machine = document["environment"], document["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
@@ -145,17 +138,6 @@ def table(records: list[dict[str, Any]]) -> str:
         zeros = f"{record['data']}, {100 * record['share_of_zeros']:.0f} % zeros"
         lines.append(f"| {describe_job(record)} | {zeros} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def describe_job(record: dict[str, Any]) -> str:
-    parts = [f"{TASKS[record['task']]}, K={record['K']}, B={record['B']}"]
-    if record["D"] != 784:
-        parts.append(f"D={record['D']}")
-    if record["model"] == "lstm" or record["H"] != 500:
-        parts.append(f"H={record['H']}")
-    if record["num_layers"] > 1:
-        parts.append(f"{record['num_layers']} layers")
-    return ", ".join(parts)
 
 
 def cell(outcome: dict[str, Any] | None, ours: float | None) -> str:

@@ -1,15 +1,35 @@
-"""What the plots show, as numbers: which records belong to one panel, and which plots there are data for."""
+"""What tables and plots show: which records belong together, what to call them, which plots there are data for."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
-from benchmarks.cases import MODELS, TASKS
 from benchmarks.peers import CONTENDERS
 from benchmarks.runner import TIMED
 
 Record = dict[str, Any]
 Documents = dict[str, dict[str, Any]]
+
+MODELS = {"nade": "NADE", "lstm": "PixelLSTM"}
+TASKS = {"log_prob": "log-probability", "gradient": "loss + all gradients", "sample": "sample"}
+
+
+def describe_job(record: Record) -> str:
+    parts = [f"{TASKS[record['task']]}, K={record['K']}, B={record['B']}"]
+    if record["D"] != 784:
+        parts.append(f"D={record['D']}")
+    if record["model"] == "lstm" or record["H"] != 500:
+        parts.append(f"H={record['H']}")
+    if record["num_layers"] > 1:
+        parts.append(f"{record['num_layers']} layers")
+    return ", ".join(parts)
+
+
+def digest(documents: Documents) -> str:
+    """Stands in every plot, so that one can tell whether it shows these results."""
+    return hashlib.sha256(json.dumps(documents, sort_keys=True).encode()).hexdigest()
 
 
 def table_records(documents: Documents) -> list[Record]:
@@ -49,7 +69,7 @@ def speed_panels(documents: Documents) -> dict[tuple[str, str, int, int], list[R
     """(model, task, K, H) → the records of a job on 784 dimensions that pyar did at three batch sizes or more."""
     records = [r for r in comparable_records(documents) if r["data"] == "mnist-like" and r["num_layers"] == 1]
     panels = grouped([r for r in records if r["D"] == 784], "model", "task", "K", "H")
-    order = sorted(panels, key=lambda key: (MODELS.index(key[0]), TASKS.index(key[1]), *key[2:]))
+    order = sorted(panels, key=lambda key: (list(MODELS).index(key[0]), list(TASKS).index(key[1]), *key[2:]))
     return {key: panels[key] for key in order if len(times(panels[key], "B").get("pyar", [])) >= 3}
 
 

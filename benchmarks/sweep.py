@@ -17,8 +17,9 @@ from typing import Any
 
 from benchmarks.cases import TASKS, Case, build_inputs, describe_data
 from benchmarks.machine import MEGABYTE, Machine, measure_machine, multiply_adds
+from benchmarks.peers import OURS, choose
+from benchmarks.printing import describe_outcome, print_record
 from benchmarks.runner import Contender, Runner, significant
-from benchmarks.tables import OURS, choose, describe_outcome, print_record
 from benchmarks.worker import save_inputs
 
 JAX = "benchmarks.peers.jax_scan"

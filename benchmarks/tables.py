@@ -11,10 +11,13 @@ from typing import Any
 from benchmarks import lstm, nade
 from benchmarks.cases import Case, describe_data
 from benchmarks.machine import Machine, describe_environment, describe_level, measure_machine
-from benchmarks.runner import TIMED, Runner, significant
+from benchmarks.peers import choose
+from benchmarks.printing import print_record
+from benchmarks.runner import Runner, significant
+from benchmarks.sweep import run_sweep
+from pyar.checkpoint import write_text
 
 JOBS = {"nade": nade, "lstm": lstm}
-OURS = "benchmarks.ours"
 
 
 def run_tables(jobs: list[str], options: argparse.Namespace) -> int:
@@ -32,8 +35,6 @@ def run_tables(jobs: list[str], options: argparse.Namespace) -> int:
         start = time.perf_counter()
         document = {"job": name, "environment": environment}
         if name == "sweep":
-            from benchmarks.sweep import run_sweep
-
             document |= run_sweep(machine, options)
         else:
             cases = [(case, modules) for case, modules in JOBS[name].cases(options.device)]
@@ -42,7 +43,7 @@ def run_tables(jobs: list[str], options: argparse.Namespace) -> int:
         failures += count_failures(document)
         options.out.mkdir(parents=True, exist_ok=True)
         path = options.out / f"{name}.json"
-        path.write_text(json.dumps(document, indent=1) + "\n")
+        write_text(path, json.dumps(document, indent=1) + "\n")
         print(f"\n{name}: {document['wall_seconds']:.0f} s; written to {path}")
         if options.compare:
             print_comparison(document, read_earlier(options.compare, name))
@@ -66,37 +67,6 @@ def run_cases(cases: list[tuple[Case, list[str]]], machine: Machine, options: ar
             print_record(case, record)
         machine = runner.measure_machine_again()
     return {"machine": machine.to_json(), "data": data, "records": records}
-
-
-def choose(modules: list[str], peers: str | None) -> list[str]:
-    """The contenders' modules that --peers keeps: pyar always, all where it is not given."""
-    if peers is None:
-        return modules
-    return [module for module in modules if module == OURS or module.split(".")[-1] in peers.split(",")]
-
-
-def print_record(case: Case, record: dict[str, Any]) -> None:
-    floor = f"floor {record['floor_ms']:.3g} ms"
-    print(f"\n{case.describe()} ({100 * record['share_of_zeros']:.0f} % zeros), {floor}", flush=True)
-    ours = next((o.get("median_ms") for o in record["outcomes"] if o["contender"] == "pyar"), None)
-    for outcome in record["outcomes"]:
-        print("  " + describe_outcome(outcome, ours), flush=True)
-
-
-def describe_outcome(outcome: dict[str, Any], ours: float | None) -> str:
-    name = f"{outcome['contender']:<24}"
-    if outcome["status"] == "wrong":
-        return f"{name}WRONG: {outcome['error_over_tolerance']:.2g} times the tolerance off the float64 reference"
-    if outcome["status"] not in TIMED:
-        return f"{name}{outcome['status']}: {outcome['reason']}"
-    spread = f"{outcome['p20_ms']:.3g}–{outcome['p80_ms']:.3g}"
-    line = f"{name}{outcome['median_ms']:>9.4g} ms  ({spread}, {outcome['repetitions']}×)"
-    line = f"{line:<62}{100 * outcome['fraction_of_floor']:5.1f} % of floor"
-    if ours is not None and outcome["contender"] != "pyar":
-        line += f"  {outcome['median_ms'] / ours:6.2f}× pyar's time"
-    verdict = "checked" if outcome["status"] == "ok" else "IMPRECISE"
-    line += f"  {verdict} ({outcome['error_over_tolerance']:.2g} of tolerance)"
-    return line + (f"  {outcome['note']}" if outcome.get("note") else "")
 
 
 def count_failures(document: dict[str, Any]) -> int:

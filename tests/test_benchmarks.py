@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import check, guard, peers, plots, report, series, tables
+from benchmarks import check, guard, peers, plots, printing, report, series, tables
 from benchmarks.__main__ import COMMITTED, parse_arguments
 from benchmarks.cases import Case, build_inputs, mnist_like
 from benchmarks.check import Checker
@@ -187,7 +187,7 @@ def test_only_what_float32_summation_explains_counts_as_imprecise(task, terms):
 def test_imprecise_results_are_marked(capsys):
     marked = record(CASES[0], **{"pyar": 1.0, "nn.LSTM": 2.0})
     marked["outcomes"][1] |= {"status": "imprecise", "error_over_tolerance": 1.6}
-    tables.print_record(CASES[0], marked)
+    printing.print_record(CASES[0], marked)
     assert "IMPRECISE (1.6 of tolerance)" in capsys.readouterr().out
     text = report.render({"nade": {**full_documents()["nade"], "records": [marked]}})
     assert "| 2† (2.0×) |" in text
@@ -237,7 +237,7 @@ def test_wrong_missing_and_failing_peers_are_named_and_have_no_time(tmp_path, mo
     assert not any("median_ms" in outcome for name, outcome in outcomes.items() if name != "pyar")
     assert "exit code 3" in outcomes["failing_peer"]["reason"]
 
-    tables.print_record(case, record)
+    printing.print_record(case, record)
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
     assert "WRONG" in lines["wrong_peer"]
     assert " ms" not in lines["wrong_peer"]
@@ -394,7 +394,7 @@ def test_plots_are_drawn(tmp_path):
     assert {path.name for path in drawn} == {"speed.png", "floor.png", "growth.png"}
     for path in drawn:
         with Image.open(path) as image:
-            assert image.text["Results"] == report.digest(documents)
+            assert image.text["Results"] == series.digest(documents)
 
 
 def test_speed_plot_does_not_join_times_of_different_machines():
@@ -424,7 +424,7 @@ def test_readme_has_the_tables_and_plots_of_the_stored_results():
     assert pictures
     for picture in pictures:
         with Image.open(root / picture) as image:
-            assert image.text["Results"] == report.digest(documents), f"{picture} shows other results: {remedy}"
+            assert image.text["Results"] == series.digest(documents), f"{picture} shows other results: {remedy}"
 
 
 def test_guard_fails_on_more_instructions_only(capsys):

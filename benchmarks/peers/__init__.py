@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+OURS = "benchmarks.ours"
 # Module → the name that tables use, in their order. The first is ours, what the others are compared with.
 CONTENDERS = {
-    "benchmarks.ours": "pyar",
+    OURS: "pyar",
     "benchmarks.peers.jax_scan": "JAX lax.scan",
     "benchmarks.peers.numba_loop": "numba",
     "benchmarks.peers.addmm_lstm": "addmm cell",
@@ -43,3 +44,10 @@ class Work:
     to_numpy: Callable[[Any], dict[str, np.ndarray]]
     note: str = ""
     facts: dict[str, Any] = field(default_factory=dict)  # what another peer builds on
+
+
+def choose(modules: list[str], peers: str | None) -> list[str]:
+    """The contenders' modules that --peers keeps: pyar always, all where it is not given."""
+    if peers is None:
+        return modules
+    return [module for module in modules if module == OURS or module.split(".")[-1] in peers.split(",")]
