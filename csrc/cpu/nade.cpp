@@ -11,6 +11,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <optional>
 #include <string>
@@ -151,6 +152,50 @@ struct Scratch {
 // Output weights a dimension from which on it pays that threads share a lone sample's.
 constexpr int64_t kWorthATeam = 1 << 15;
 
+// Work space that calls hand on to each other: fresh memory costs a visit to the system for every page, in a training
+// loop as much as the gradients themselves. At most kKeptFloats stay between calls; calls at the same time have their
+// own.
+class SharedScratch {
+ public:
+  explicit SharedScratch(int64_t count) {
+    const std::lock_guard<std::mutex> lock(mutex());
+    if (kept() != nullptr && kept()->count >= count) {
+      space_ = std::move(kept());
+    } else {
+      kept().reset();
+    }
+    if (space_ == nullptr) space_ = std::make_unique<Space>(count);
+  }
+  ~SharedScratch() {
+    if (space_->count > kKeptFloats) return;
+    const std::lock_guard<std::mutex> lock(mutex());
+    if (kept() == nullptr || kept()->count < space_->count) kept() = std::move(space_);
+  }
+  SharedScratch(const SharedScratch&) = delete;
+
+  float* data() const { return space_->scratch.data; }
+
+ private:
+  static constexpr int64_t kKeptFloats = int64_t{1} << 24;
+  struct Space {
+    int64_t count;
+    Scratch scratch;
+    explicit Space(int64_t count) : count(count), scratch(count) {
+      prefer_large_pages(scratch.data, count * static_cast<int64_t>(sizeof(float)));
+    }
+  };
+  static std::mutex& mutex() {
+    static std::mutex* const instance = new std::mutex;  // never destroyed: a thread may outlive the statics
+    return *instance;
+  }
+  static std::unique_ptr<Space>& kept() {
+    static auto* const instance = new std::unique_ptr<Space>;
+    return *instance;
+  }
+
+  std::unique_ptr<Space> space_;
+};
+
 void forward(const Model& model, const Tensor& x, int64_t B, float* log_prob, float* logits) {
   const NadeForward f{model.view, bytes(x), log_prob, logits};
   const auto run = PYAR_FOR_THIS_CPU(nade_forward);
@@ -216,10 +261,10 @@ Gradients backward(const Model& model, const Tensor& like, const Tensor& x, int6
     for (int twice = 0; twice < 2; ++twice) sizes.push_back(most * block * row_stride(layer.outputs));
   int64_t total = 0;
   for (const int64_t size : sizes) total += padded(size);
-  const Scratch space(total);
+  const SharedScratch space(total);
   std::vector<float*> parts_of_space;
   for (int64_t i = 0, at = 0; i < static_cast<int64_t>(sizes.size()); at += padded(sizes[i]), ++i)
-    parts_of_space.push_back(space.data + at);
+    parts_of_space.push_back(space.data() + at);
 
   std::vector<float*> features, feature_gradients, grad_layers;
   for (size_t l = 0; l < model.layers.size(); ++l) {
