@@ -27,7 +27,7 @@ BUDGET_SECONDS = 1.5
 MIN_REPETITIONS, MAX_REPETITIONS = 3, 25
 LONG_SECONDS, LONG_REPETITIONS = 3.0, 2
 # Shorter work is done several times for one reading of the clock.
-SHORTEST_READING = 0.01
+SHORTEST_READING = 0.05
 
 
 @dataclass
