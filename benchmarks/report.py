@@ -169,7 +169,8 @@ def render_sweep(document: dict[str, Any], growth: list[str]) -> list[str]:
     if "import" in document:
         seconds = document["import"]
         waits.append(
-            f"`import pyar` takes {seconds['pyar_seconds']:.2g} s, `import torch` alone {seconds['torch_seconds']:.2g} s."
+            f"`import pyar` takes {seconds['pyar_seconds']:.2g} s, "
+            f"`import torch` alone {seconds['torch_seconds']:.2g} s."
         )
     if document.get("build", {}).get("status") == "ok":
         waits.append(f"`pip install .` takes {document['build']['seconds']:.0f} s where torch is installed.")
