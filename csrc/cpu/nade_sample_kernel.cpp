@@ -36,7 +36,7 @@ struct SampleSpace {
     weights = cut.floats(m.P * kTile);
     packed = cut.floats(packed_floats(m));
     terms = cut.floats(kTile);
-    uniforms = cut.floats(padded(m.D + kPhiloxDims));
+    uniforms = cut.floats(m.D + kPhiloxDims);
     words = cut.array<uint32_t>(4 * kTile);
     states = cut.array<int32_t>(kTile);
     in = cut.array<const float*>(kTile);
