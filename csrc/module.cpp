@@ -16,7 +16,7 @@
 #include "common/draw.h"
 #include "common/philox.h"
 #include "cpu/dispatch.h"
-#include "cpu/lstm_cache.h"
+#include "cpu/lstm/cache.h"
 #include "cpu/peak_kernel.h"
 
 #ifndef PYAR_CUDA_ARCHS

@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#include "portable.h"
+#include "common/portable.h"
 
 namespace pyar {
 

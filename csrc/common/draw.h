@@ -4,7 +4,7 @@
 // smallest k with u·S < w_0 + … + w_k. Rounding can leave u·S = S: then it is the last k with w_k > 0.
 #pragma once
 
-#include "portable.h"
+#include "common/portable.h"
 
 namespace pyar {
 

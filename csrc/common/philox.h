@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "portable.h"
+#include "common/portable.h"
 
 namespace pyar {
 

@@ -5,7 +5,7 @@
 // and go on later: the bits are those of one sweep.
 #pragma once
 
-#include "simd.h"
+#include "cpu/simd.h"
 
 namespace pyar::cpu::PYAR_LEVEL {
 

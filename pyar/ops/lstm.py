@@ -232,7 +232,7 @@ def _sample_shapes(
 def _kept_size(
     batch: int, num_dims: int, weights: list[Tensor], head_weight: Tensor, checkpoint_steps: int, keep: bool
 ) -> int:
-    """How many numbers lstm_log_prob keeps for its gradients, as csrc/cpu/lstm_log_prob.cpp plans it."""
+    """How many numbers lstm_log_prob keeps for its gradients, as csrc/cpu/lstm/log_prob.cpp plans it."""
     if not keep:
         return 0
     layers, padded = len(weights) // 4, (head_weight.shape[1] + 15) // 16 * 16

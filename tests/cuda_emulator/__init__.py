@@ -29,10 +29,10 @@ def load(folder: Path) -> None:
     common.update(torch.__version__.encode())
     folder.mkdir(parents=True, exist_ok=True)
     objects = []
-    for source in [*sorted((SOURCES / "cuda").glob("*.cu")), SOURCES / "library.cpp", HERE / "faulty.cu"]:
+    for source in [*sorted((SOURCES / "cuda").rglob("*.cu")), SOURCES / "library.cpp", HERE / "faulty.cu"]:
         digest = common.copy()
         digest.update(source.read_bytes())
-        target = folder / f"{source.stem}-{digest.hexdigest()[:16]}.o"
+        target = folder / f"{source.parent.name}-{source.stem}-{digest.hexdigest()[:16]}.o"
         if not target.exists():
             subprocess.run([compiler, *flags, "-x", "c++", "-c", str(source), "-o", str(target)], check=True)
         objects.append(target)

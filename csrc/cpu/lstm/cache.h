@@ -1,4 +1,4 @@
-// Facts about the packed PixelLSTMs that are kept between calls (lstm_cache.cpp), for pyar._C.
+// Facts about the packed PixelLSTMs that are kept between calls (cache.cpp), for pyar._C.
 #pragma once
 
 #include <stdint.h>

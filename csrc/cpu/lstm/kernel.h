@@ -1,4 +1,4 @@
-// What csrc/cpu/lstm.cpp (checks, memory, threads) and csrc/cpu/lstm_kernel.cpp (the loops) have in common.
+// What the host code (sample.cpp, log_prob.cpp: checks, memory, threads) and the loops (*_kernel.cpp) have in common.
 //
 // Widths: W lanes of a vector; N = padded_units(H)/W unit blocks; a block's gates i, f, g, o lie side by side, 4·W
 // numbers. Units past H are there, with zero weights: their h and c stay zero.
@@ -6,7 +6,7 @@
 
 #include <stdint.h>
 
-#include "team.h"
+#include "cpu/team.h"
 
 namespace pyar::cpu {
 

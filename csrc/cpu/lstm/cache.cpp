@@ -7,7 +7,7 @@
 // Whether it is worth while to look or to keep is guessed from a fingerprint of a few of the numbers: parameters are
 // kept when their fingerprint comes for the second time, so that those which are new in every call, as in an
 // optimisation that samples at every step, are never copied.
-#include "lstm_cache.h"
+#include "cpu/lstm/cache.h"
 
 #include <algorithm>
 #include <array>
@@ -15,7 +15,7 @@
 #include <cstring>
 #include <mutex>
 
-#include "lstm_host.h"
+#include "cpu/lstm/host.h"
 
 namespace pyar::cpu {
 

@@ -1,7 +1,7 @@
 // PixelLSTM's packing and sampling, for one instruction-set level. What they compute is in pyar/reference/lstm.py.
 #include "common/draw.h"
 #include "common/philox.h"
-#include "lstm_step.h"
+#include "cpu/lstm/step.h"
 
 namespace pyar::cpu::PYAR_LEVEL {
 

@@ -1,13 +1,13 @@
-// PixelLSTM's sampling on the GPU: arguments, the plan and the launches. The kernels are in lstm_sample.cuh
-// and lstm_sample_bfloat16.cuh.
+// PixelLSTM's sampling on the GPU: arguments, the plan and the launches. The kernels are in sample.cuh
+// and sample_bfloat16.cuh.
 #include <algorithm>
 #include <cmath>
 #include <tuple>
 #include <vector>
 
 #include "cuda/launch.cuh"
-#include "cuda/lstm_sample.cuh"
-#include "cuda/lstm_sample_bfloat16.cuh"
+#include "cuda/lstm/sample.cuh"
+#include "cuda/lstm/sample_bfloat16.cuh"
 
 namespace pyar::cuda {
 namespace {

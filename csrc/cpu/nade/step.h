@@ -7,7 +7,7 @@
 // computed once for each run of dimensions, a maximal stretch over which they stay the same.
 #pragma once
 
-#include "cpu/nade_products.h"
+#include "cpu/nade/products.h"
 
 namespace pyar::cpu::PYAR_LEVEL {
 

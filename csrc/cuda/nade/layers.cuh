@@ -3,14 +3,14 @@
 // Given states, the activations of h and of every layer exist for a few blocks of dimensions at a time, as matrices of
 // rows: row (block · N + n) · kBlockDims + i is dimension i of a block for sample n, and rows beyond the last dimension
 // have no weight anywhere. Layers, and their gradients, are products of such matrices; the conditionals and the
-// gradients around them come from the kernels of nade_forward.cuh and nade_backward.cuh, with f in the place of h.
+// gradients around them come from the kernels of forward.cuh and backward.cuh, with f in the place of h.
 // Sampling keeps the activations of a few samples in shared memory.
 //
 // The sum over a layer's inputs has one order, whatever the batch and the kernel: fused multiply-adds upwards over
 // kInputsAPart inputs, then the parts upwards, then the bias.
 #pragma once
 
-#include "cuda/nade_backward.cuh"
+#include "cuda/nade/backward.cuh"
 
 namespace pyar::cuda {
 

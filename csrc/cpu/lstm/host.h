@@ -13,9 +13,9 @@
 #include <new>
 #include <vector>
 
-#include "dispatch.h"
-#include "large_pages.h"
-#include "lstm_kernel.h"
+#include "cpu/dispatch.h"
+#include "cpu/large_pages.h"
+#include "cpu/lstm/kernel.h"
 
 namespace pyar::cpu {
 
@@ -165,7 +165,7 @@ struct PackedLstm {
   }
 };
 
-// The parameters packed: earlier, if all of their bytes are the same as then (lstm_cache.cpp).
+// The parameters packed: earlier, if all of their bytes are the same as then (cache.cpp).
 std::shared_ptr<const PackedLstm> cached_lstm(const LstmTensors& parameters, bool bfloat16);
 
 // Memory of one thread that works on `count` samples.

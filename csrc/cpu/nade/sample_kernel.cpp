@@ -4,7 +4,7 @@
 // A sample's numbers depend on that sample alone, so that its bits are those of every batch size and thread count.
 #include "common/draw.h"
 #include "common/philox.h"
-#include "cpu/nade_step.h"
+#include "cpu/nade/step.h"
 
 namespace pyar::cpu::PYAR_LEVEL {
 namespace {

@@ -1,4 +1,4 @@
-// The CPU kernels of the NADE operations: checks, memory, threads. The loops are in nade_*_kernel.cpp.
+// The CPU kernels of the NADE operations: checks, memory, threads. The loops are in *_kernel.cpp.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -20,7 +20,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/large_pages.h"
-#include "cpu/nade_kernel.h"
+#include "cpu/nade/kernel.h"
 #include "cpu/team_host.h"
 
 namespace pyar::cpu {

@@ -8,11 +8,11 @@
 // The dimensions are cut into blocks of kBlockDims. nade_block_gradient_kernel recomputes h from a at the block's start
 // and makes all of V's and b's gradient, the part of W's with e in the same block, and the block's Σ_d u in the place
 // of the start value; where added layers made f of h (kFeatures), it takes f in the place of h, and hands the gradient
-// of what their last one rectified to nade_layers.cuh. nade_later_blocks_kernel sums those over the later blocks,
+// of what their last one rectified to layers.cuh. nade_later_blocks_kernel sums those over the later blocks,
 // nade_input_gradient_kernel adds them to W's gradient, nade_sum_samples_kernel makes c's.
 #pragma once
 
-#include "cuda/nade_forward.cuh"
+#include "cuda/nade/forward.cuh"
 
 namespace pyar::cuda {
 

@@ -1,6 +1,6 @@
 // The recurrent cell, apart from everything around it.
 //
-// The loops in lstm_kernel.cpp know of a cell only this much; another one (GRU, plain RNN) is another struct:
+// The loops in sample_kernel.cpp know of a cell only this much; another one (GRU, plain RNN) is another struct:
 //   kGates            sums per hidden unit. Each starts from the input's table row (or, above the first layer, from the
 //                     bias and the weights times the layer below) and gathers the recurrent weights times h.
 //   forward(sum, c)   turns a vector of units' sums into their new h, and updates c, what else the cell remembers.
@@ -10,7 +10,7 @@
 // zero weights for the part it leaves out when packing. Draw, feedback, output layer and threading stay as they are.
 #pragma once
 
-#include "simd.h"
+#include "cpu/simd.h"
 
 namespace pyar::cpu::PYAR_LEVEL {
 

@@ -4,9 +4,9 @@
 // in registers together when their sums are complete. All numbers of a sample depend on that sample alone.
 #pragma once
 
-#include "gemm.h"
-#include "lstm_cell.h"
-#include "lstm_kernel.h"
+#include "cpu/gemm.h"
+#include "cpu/lstm/cell.h"
+#include "cpu/lstm/kernel.h"
 
 namespace pyar::cpu::PYAR_LEVEL {
 

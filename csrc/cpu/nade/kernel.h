@@ -1,4 +1,4 @@
-// NADE on the CPU: what nade.cpp hands to the kernels (nade_*_kernel.cpp) of the instruction-set level in use.
+// NADE on the CPU: what nade.cpp hands to the kernels (*_kernel.cpp) of the instruction-set level in use.
 //
 // B batch, D dimensions, H hidden units, K states, P outputs a dimension (1 for K = 2, else K), F features that the
 // output rows see (H, or the size of the last added layer). Rows of work space lie row_stride floats apart.

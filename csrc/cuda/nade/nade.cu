@@ -1,5 +1,5 @@
-// NADE on the GPU: arguments, workspace and launches. The kernels are in nade_forward.cuh, nade_backward.cuh
-// and, for added layers, nade_layers.cuh.
+// NADE on the GPU: arguments, workspace and launches. The kernels are in forward.cuh, backward.cuh
+// and, for added layers, layers.cuh.
 //
 // Nothing here waits for the GPU, and all memory comes from torch, so that every operation can be captured in a graph.
 #include <algorithm>
@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "cuda/launch.cuh"
-#include "cuda/nade_backward.cuh"
-#include "cuda/nade_forward.cuh"
-#include "cuda/nade_layers.cuh"
+#include "cuda/nade/backward.cuh"
+#include "cuda/nade/forward.cuh"
+#include "cuda/nade/layers.cuh"
 
 namespace pyar::cuda {
 namespace {

@@ -1,4 +1,4 @@
-// PixelLSTM's sampling loop with the matrices in bfloat16, on the tensor cores; the loop is that of lstm_sample.cuh.
+// PixelLSTM's sampling loop with the matrices in bfloat16, on the tensor cores; the loop is that of sample.cuh.
 //
 // The matrices that are read at every step (W_hh, and W_ih of all layers but the first) are rounded to bfloat16 and
 // stored so; everything else stays float. h is not rounded: its 24 significant bits are dealt out to three bfloat16
@@ -15,7 +15,7 @@
 // where that does not fit, the float kernel runs with rounded weights.
 #pragma once
 
-#include "cuda/lstm_sample.cuh"
+#include "cuda/lstm/sample.cuh"
 
 namespace pyar::cuda {
 

@@ -3,7 +3,7 @@
 //   log p(x) = Σ_d log p(x_d | x_<d),   p(x_d = k | x_<d) = softmax(logits_d)_k, for K = 2 σ(logit_d) for k = 1
 //
 // A thread carries a tile of samples along the dimensions, with the activation of every one in its cache.
-#include "cpu/nade_step.h"
+#include "cpu/nade/step.h"
 
 namespace pyar::cpu::PYAR_LEVEL {
 namespace {

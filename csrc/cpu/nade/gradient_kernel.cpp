@@ -11,8 +11,8 @@
 // activation is kept at the start of every block and replayed from there with the same additions in the same order.
 //
 // Every sum over samples has one order, so that results depend on no thread count.
-#include "cpu/nade_gradient_products.h"
-#include "cpu/nade_step.h"
+#include "cpu/nade/gradient_products.h"
+#include "cpu/nade/step.h"
 
 namespace pyar::cpu::PYAR_LEVEL {
 

@@ -10,7 +10,7 @@
 //
 // Every sum has one order, whatever the number of threads: over gates in ascending order for ∂h, pass by pass, over the
 // samples and then the steps of a group for the parameters, group by group from the last.
-#include "lstm_step.h"
+#include "cpu/lstm/step.h"
 
 namespace pyar::cpu::PYAR_LEVEL {
 

@@ -1,10 +1,10 @@
 // PixelLSTM's teacher-forced log-probability and its gradients on the CPU: checks, memory, threads, the order in which
-// segments, groups and slices run. The loops are in lstm_gradient_kernel.cpp.
+// segments, groups and slices run. The loops are in gradient_kernel.cpp.
 #include <atomic>
 #include <cstring>
 #include <tuple>
 
-#include "lstm_host.h"
+#include "cpu/lstm/host.h"
 
 namespace pyar::cpu {
 

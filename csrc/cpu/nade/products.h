@@ -4,7 +4,7 @@
 // no batch size. Rows that many vectors meet are first packed to a stride of whole cache lines.
 #pragma once
 
-#include "cpu/nade_kernel.h"
+#include "cpu/nade/kernel.h"
 #include "cpu/simd.h"
 
 namespace pyar::cpu::PYAR_LEVEL {

@@ -1,9 +1,9 @@
-// PixelLSTM's sampling on the CPU: checks, memory, threads. The loops are in lstm_kernel.cpp.
+// PixelLSTM's sampling on the CPU: checks, memory, threads. The loops are in sample_kernel.cpp.
 #include <optional>
 #include <tuple>
 
-#include "lstm_host.h"
-#include "team_host.h"
+#include "cpu/lstm/host.h"
+#include "cpu/team_host.h"
 
 namespace pyar::cpu {
 

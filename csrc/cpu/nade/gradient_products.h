@@ -5,7 +5,7 @@
 // tile, batch size or thread count.
 #pragma once
 
-#include "cpu/nade_products.h"
+#include "cpu/nade/products.h"
 
 namespace pyar::cpu::PYAR_LEVEL {
 
