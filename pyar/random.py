@@ -7,10 +7,10 @@ Philox4x32-10 with the 64-bit seed as key and (d, i) as counter (pyar.reference.
 
 from __future__ import annotations
 
-import operator
-
 import torch
 from torch import Tensor
+
+from pyar.scalars import plain_integer
 
 
 def resolve_seed(
@@ -37,9 +37,7 @@ def resolve_seed(
         return torch.randint(-(2**63), 2**63 - 1, (), generator=generator, dtype=torch.int64, device=device)
     if generator is not None:
         raise ValueError(f"give a seed or a generator, not both (got seed={seed!r} and a generator)")
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-        raise TypeError(f"seed must be an integer in [0, 2**64) or None, got {type(seed).__name__} {seed!r}")
-    number = operator.index(seed)
+    number = plain_integer("seed", seed, "an integer in [0, 2**64) or None")
     if not 0 <= number < 2**64:
         raise ValueError(f"seed must be in [0, 2**64), got {number}")
     return torch.tensor(number if number < 2**63 else number - 2**64, dtype=torch.int64, device=device)

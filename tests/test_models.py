@@ -144,6 +144,81 @@ def test_mean_nll_and_its_gradient(model: AutoregressiveModel) -> None:
     assert sum(float(gradient.abs().sum()) for gradient in fused) > 0
 
 
+def test_conditionals_make_up_log_prob(model: AutoregressiveModel) -> None:
+    K, x = model.num_states, random_states(40, D, model.num_states).to(states(model).device)
+    conditional = model.conditional_log_prob(x)
+    assert conditional.shape == (40, D)
+    assert conditional.dtype == torch.float32
+    logits = model.logits(x)
+    if K == 2:
+        logits = torch.stack((torch.zeros_like(logits), logits), dim=-1)
+    picked = logits.log_softmax(dim=-1).gather(-1, x.long()[..., None]).squeeze(-1)
+    torch.testing.assert_close(conditional, picked, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(conditional.sum(dim=1), model.log_prob(x), rtol=1e-5, atol=1e-6)
+    assert torch.equal(model.conditional_log_prob(x.long()), conditional)
+    assert model.conditional_log_prob(x[:0]).shape == (0, D)
+    if model.order is not None:  # column d is dimension d
+        first = model.order[0]
+        assert (conditional[:, first] == conditional[x[:, first] == x[0, first], first][0])[
+            x[:, first] == x[0, first]
+        ].all()
+
+
+def test_conditionals_are_differentiable(model: AutoregressiveModel) -> None:
+    """Any gradient of [B, D]: judged by that of the logits."""
+    x = random_states(20, D, model.num_states).to(states(model).device)
+    upstream = torch.randn(20, D, generator=torch.Generator().manual_seed(1)).to(x.device)
+    logits = model.logits(x)
+    if model.num_states == 2:
+        logits = torch.stack((torch.zeros_like(logits), logits), dim=-1)
+    picked = logits.log_softmax(dim=-1).gather(-1, x.long()[..., None]).squeeze(-1)
+    actual = torch.autograd.grad(model.conditional_log_prob(x), list(model.parameters()), upstream)
+    expected = torch.autograd.grad(picked, list(model.parameters()), upstream)
+    for one, two in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+def test_mean_nll_weighs_the_examples(model: AutoregressiveModel) -> None:
+    x = random_states(20, D, model.num_states).to(states(model).device)
+    weights = torch.linspace(-2, 3, 20, device=x.device).requires_grad_()
+    loss, composed = model.mean_nll(x, weights), -(weights * model.log_prob(x)).mean()
+    torch.testing.assert_close(loss, composed)
+    everything = [*model.parameters(), weights]
+    for one, two in zip(
+        torch.autograd.grad(2 * loss, everything), torch.autograd.grad(2 * composed, everything), strict=True
+    ):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+        assert one.abs().sum() > 0
+    (alone,) = torch.autograd.grad(model.mean_nll(x, weights), weights)
+    torch.testing.assert_close(alone, -model.log_prob(x) / 20)
+    ones = torch.ones(20, device=x.device)
+    pairs = [model.mean_nll(x), model.mean_nll(x, ones)]
+    torch.testing.assert_close(*pairs)
+    for one, two in zip(*(torch.autograd.grad(value, list(model.parameters())) for value in pairs), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
+    with torch.no_grad():
+        torch.testing.assert_close(model.mean_nll(x, weights), composed)
+    assert model.mean_nll(x[:0], weights[:0]).isnan()
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        ([1.0] * 4, TypeError, "weights must be a tensor or None, got list"),
+        (torch.ones(4).double(), TypeError, "weights must be float32, got torch.float64"),
+        (torch.ones(4).long(), TypeError, "weights must be float32, got torch.int64"),
+        (torch.ones(3), ValueError, r"weights must be \[4\], one for each row of x, got \[3\]"),
+        (torch.ones(4, 1), ValueError, r"weights must be \[4\], .* got \[4, 1\]"),
+        (torch.ones(()), ValueError, r"weights must be \[4\], .* got \[\]"),
+        (torch.ones(4, device="meta"), ValueError, "weights are on meta, x on cpu"),
+    ],
+)
+def test_bad_weights_are_refused(build: Callable, weights: object, error: type[Exception], message: str) -> None:
+    model = build()
+    with pytest.raises(error, match=message):
+        model.mean_nll(random_states(4, D, model.num_states), weights)
+
+
 def test_samples_follow_the_law(model: AutoregressiveModel) -> None:
     wrong = copy.deepcopy(model)
     bias = wrong.b if isinstance(wrong, pyar.NADE) else wrong.head.bias
@@ -314,7 +389,7 @@ def test_bad_states_are_refused(
     name: str, order: list[int] | None, x: Tensor, error: type[Exception], message: str
 ) -> None:
     model = BUILDERS[name](order=order)
-    for method in (model.log_prob, model.logits, model.mean_nll):
+    for method in (model.log_prob, model.logits, model.conditional_log_prob, model.mean_nll, model):
         with pytest.raises(error, match=message):
             method(x)
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
@@ -23,15 +24,16 @@ SOURCES = ROOT / "csrc"
 ALLOWED = {
     "reference": set(),
     "native": {"_C"},
-    "random": set(),
-    "ops": {"reference", "native", "random", "_C"},
-    "models": {"ops", "random", "reference"},
+    "scalars": set(),
+    "random": {"scalars"},
+    "ops": {"reference", "native", "random", "scalars", "_C"},
+    "models": {"ops", "random", "reference", "scalars"},
     "checkpoint": {"models", "native"},
     "data": {"random"},
     "evaluation": {"models", "data"},
     "plots": {"checkpoint"},
     "sampling": {"checkpoint", "models"},
-    "training": {"models", "checkpoint", "data", "evaluation", "plots", "random"},
+    "training": {"models", "checkpoint", "data", "evaluation", "plots", "random", "scalars"},
     "__init__": {"models", "native", "checkpoint"},
     "__main__": {"cli"},
 }
@@ -149,7 +151,7 @@ def test_examples_in_docstrings(path: Path) -> None:
         assert "cli" in path.read_text()  # importing it would run the command line
         return
     torch.manual_seed(0)
-    result = doctest.testmod(importlib.import_module(name), extraglobs={"pyar": pyar, "torch": torch})
+    result = doctest.testmod(importlib.import_module(name), extraglobs={"pyar": pyar, "torch": torch, "numpy": numpy})
     assert result.failed == 0
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import abc
-import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from pyar.ops.validate import check_given, check_sampling, check_states
+from pyar.ops.validate import check_given, check_sampling, check_states, check_weights
 from pyar.random import resolve_seed
+from pyar.reference.draw import log_probability
+from pyar.scalars import plain_integer
 
 
 class AutoregressiveModel(nn.Module, abc.ABC):
@@ -44,13 +45,25 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         super().__init__()
         self.dim = positive_int("dim", dim)
         self.num_states = positive_int("num_states", num_states)
-        if not 2 <= num_states <= 256:
+        if not 2 <= self.num_states <= 256:
             raise ValueError(f"num_states must be in 2 … 256, got {num_states}")
         if order is not None:
-            order = [operator.index(step) for step in order]
-            if sorted(order) != list(range(dim)):
-                raise ValueError(f"order must be a permutation of 0 … {dim - 1}, got {order}")
+            order = [plain_integer("order", step) for step in order]
+            if sorted(order) != list(range(self.dim)):
+                raise ValueError(f"order must be a permutation of 0 … {self.dim - 1}, got {order}")
         self.register_buffer("order", None if order is None else torch.tensor(order, dtype=torch.int64))
+        self._meta_order = order  # what a buffer on the meta device stands for
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AutoregressiveModel:
+        """As torch.nn.Module's; to_empty() leaves the order, which no reset_parameters could bring back."""
+        self._meta_order = self._plain_order()
+        super()._apply(fn, recurse)
+        if self.order is not None and not self.order.is_meta:
+            self.order.copy_(torch.tensor(self._meta_order, dtype=torch.int64, device="cpu"))
+        return self
+
+    def _plain_order(self) -> list[int] | None:
+        return self._meta_order if self.order is None or self.order.is_meta else self.order.tolist()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -59,7 +72,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             "dim": self.dim,
             "num_states": self.num_states,
             **self._config(),
-            **({} if self.order is None else {"order": self.order.tolist()}),
+            **({} if self.order is None else {"order": self._plain_order()}),
         }
 
     def extra_repr(self) -> str:
@@ -79,9 +92,15 @@ class AutoregressiveModel(nn.Module, abc.ABC):
     def _logits(self, x: Tensor) -> Tensor:
         """`logits` of states whose columns are steps; so are the result's."""
 
-    def _mean_nll(self, x: Tensor) -> Tensor:
+    def _conditional_log_prob(self, x: Tensor) -> Tensor:
+        """`conditional_log_prob` of states whose columns are steps; so are the result's."""
+        logits = self._logits(x)
+        return log_probability(logits.unsqueeze(-1) if self.num_states == 2 else logits, x)
+
+    def _mean_nll(self, x: Tensor, weights: Tensor | None) -> Tensor:
         """`mean_nll` of states whose columns are steps."""
-        return -self._log_prob(x).mean()
+        log_prob = self._log_prob(x)
+        return -(log_prob if weights is None else weights * log_prob).mean()
 
     @abc.abstractmethod
     def _sample(
@@ -111,6 +130,26 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         """
         return self._log_prob(self._steps(x))
 
+    def forward(self, x: Tensor) -> Tensor:
+        """log_prob(x), so that `model(x)` and what wraps modules work.
+
+        DistributedDataParallel sums gradients over its processes for what went through its own forward alone. So use
+        −ddp(x).mean() as the loss there, or wrap a module whose forward is mean_nll:
+
+            class MeanNLL(torch.nn.Module):
+                def __init__(self, model):
+                    super().__init__()
+                    self.model = model
+
+                def forward(self, x):
+                    return self.model.mean_nll(x)
+
+            loss = DistributedDataParallel(MeanNLL(model))(x)
+
+        Args, Returns, Raises: as log_prob.
+        """
+        return self.log_prob(x)
+
     def logits(self, x: Tensor) -> Tensor:
         """The logits of every conditional p(x_d | the dimensions before it), differentiable.
 
@@ -128,25 +167,51 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             >>> pyar.NADE(dim=3, num_states=4, hidden_size=8).logits(torch.zeros(5, 3, dtype=torch.uint8)).shape
             torch.Size([5, 3, 4])
         """
-        logits = self._logits(self._steps(x))
-        return logits if self.order is None else logits.index_select(1, torch.argsort(self.order))
+        return self._dimensions(self._logits(self._steps(x)))
 
-    def mean_nll(self, x: Tensor) -> Tensor:
-        """The training loss −1/B Σ_b log p(x_b) in nats, a scalar; NaN for an empty batch.
+    def conditional_log_prob(self, x: Tensor) -> Tensor:
+        """The log-probability log p(x_d | the dimensions before it) of every dimension, in nats, differentiable.
+
+        Their sum over the dimensions is log_prob(x).
 
         Args:
             x: uint8 or int64 [B, D], states 0 … K−1.
 
+        Returns:
+            float32 [B, D]. Column d is dimension d, whatever the order.
+
         Raises:
             TypeError, ValueError: as log_prob.
+
+        Example:
+            >>> model = pyar.NADE(dim=3, num_states=4, hidden_size=8)
+            >>> x = torch.tensor([[0, 3, 1]])
+            >>> torch.allclose(model.conditional_log_prob(x).sum(dim=1), model.log_prob(x))
+            True
+        """
+        return self._dimensions(self._conditional_log_prob(self._steps(x)))
+
+    def mean_nll(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The training loss −1/B Σ_b w_b log p(x_b) in nats, a scalar; NaN for an empty batch.
+
+        Args:
+            x: uint8 or int64 [B, D], states 0 … K−1.
+            weights: float32 [B], the weight w of every example, of any sign; None weighs each with 1. For REINFORCE
+                the advantages, for importance sampling the ratios. Differentiable too, with −log p(x_b)/B.
+
+        Raises:
+            TypeError, ValueError: as log_prob, or weights are of another dtype, shape or device.
 
         Example:
             >>> model = pyar.NADE(dim=3, hidden_size=8)
             >>> model.mean_nll(torch.zeros(5, 3, dtype=torch.uint8)).backward()
             >>> model.b.grad.shape
             torch.Size([3, 1])
+            >>> model.mean_nll(torch.zeros(2, 3, dtype=torch.uint8), torch.tensor([0.5, -1.5])).shape
+            torch.Size([])
         """
-        return self._mean_nll(self._steps(x))
+        steps = self._steps(x)
+        return self._mean_nll(steps, None if weights is None else check_weights(weights, steps))
 
     def sample(
         self,
@@ -224,11 +289,11 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             >>> torch.allclose(log_prob, model.log_prob(x))
             True
         """
-        check_sampling(num_samples, first_index, temperature)
+        num_samples, first_index, temperature = check_sampling(num_samples, first_index, temperature)
         device = self._device()
         given = check_given(given, num_samples, self.dim, self.num_states, device)
         seed_tensor = resolve_seed(seed, generator, device)
-        steps, log_prob = self._sample(num_samples, seed_tensor, first_index, float(temperature), given)
+        steps, log_prob = self._sample(num_samples, seed_tensor, first_index, temperature, given)
         if self.order is None:
             return steps, log_prob
         return torch.empty_like(steps).index_copy_(1, self.order, steps), log_prob
@@ -274,7 +339,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             >>> completions.shape, bool((completions[..., :2] == 1).all())
             (torch.Size([1, 5, 4]), True)
         """
-        check_sampling(num_samples, first_index, temperature)
+        num_samples, first_index, temperature = check_sampling(num_samples, first_index, temperature)
         check_tensor("x", x)
         if x.dim() != 2 or x.shape[1] != self.dim:
             raise ValueError(f"x must be [B, {self.dim}], got {list(x.shape)}")
@@ -283,7 +348,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             raise TypeError(f"observed must be a bool mask, got {observed.dtype}")
         if observed.shape != (self.dim,):
             raise ValueError(f"observed must be [{self.dim}], one mask for all rows of x, got {list(observed.shape)}")
-        order = torch.arange(self.dim) if self.order is None else self.order.cpu()
+        order = torch.arange(self.dim, device="cpu") if self.order is None else self.order.cpu()
         in_order = observed.cpu()[order]
         num_observed = int(in_order.sum())
         if not bool(in_order[:num_observed].all()):
@@ -314,6 +379,10 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         x = check_states("x", x, self.dim, self.num_states, self._device())
         return x if self.order is None else x.index_select(1, self.order)
 
+    def _dimensions(self, values: Tensor) -> Tensor:
+        """Values [B, D, …] whose columns are steps, with columns that are dimensions."""
+        return values if self.order is None else values.index_select(1, torch.argsort(self.order))
+
 
 def check_tensor(name: str, value: Tensor) -> None:
     """Raises TypeError unless the value is a tensor."""
@@ -321,10 +390,14 @@ def check_tensor(name: str, value: Tensor) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
+def new_parameter(*shape: int) -> nn.Parameter:
+    """An uninitialised float32 parameter, whatever torch's default dtype, on torch's default device."""
+    return nn.Parameter(torch.empty(shape, dtype=torch.float32))
+
+
 def positive_int(name: str, value: int) -> int:
-    """The value, if it is an integer above 0."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__} {value!r}")
-    if value < 1:
+    """The value as a plain int, if it is an integer above 0."""
+    number = plain_integer(name, value)
+    if number < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
-    return value
+    return number

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyar.models.base import AutoregressiveModel, positive_int
+from pyar.models.base import AutoregressiveModel, new_parameter, positive_int
 from pyar.ops.nade import nade_log_prob, nade_logits, nade_mean_nll, nade_sample
 
 
@@ -66,16 +66,17 @@ class NADE(AutoregressiveModel):
             raise ValueError(f"input must be 'onehot' or 'scalar', got {input!r}")
         self.hidden_size = positive_int("hidden_size", hidden_size)
         self.input = input
+        if not hasattr(mlp_sizes, "__iter__"):
+            raise TypeError(f"mlp_sizes must be a sequence of integers, got {type(mlp_sizes).__name__} {mlp_sizes!r}")
         self.mlp_sizes = tuple(positive_int("mlp_sizes", size) for size in mlp_sizes)
 
-        sizes = (hidden_size, *self.mlp_sizes)
-        num_outputs = 1 if num_states == 2 else num_states
-        input_shape = (dim, hidden_size) if input == "scalar" else (dim, num_states - 1, hidden_size)
-        self.W = nn.Parameter(torch.empty(input_shape))
-        self.c = nn.Parameter(torch.empty(hidden_size))
-        self.V = nn.Parameter(torch.empty(dim, num_outputs, sizes[-1]))
-        self.b = nn.Parameter(torch.empty(dim, num_outputs))
-        self.mlp = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(sizes))
+        D, K, H = self.dim, self.num_states, self.hidden_size
+        P, sizes = 1 if K == 2 else K, (H, *self.mlp_sizes)
+        self.W = new_parameter(D, H) if input == "scalar" else new_parameter(D, K - 1, H)
+        self.c = new_parameter(H)
+        self.V = new_parameter(D, P, sizes[-1])
+        self.b = new_parameter(D, P)
+        self.mlp = nn.ModuleList(nn.Linear(*pair, dtype=torch.float32) for pair in itertools.pairwise(sizes))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -133,7 +134,9 @@ class NADE(AutoregressiveModel):
     def _logits(self, x: Tensor) -> Tensor:
         return nade_logits(x, self.W, self.c, self.V, self.b, self._mlp_parameters())
 
-    def _mean_nll(self, x: Tensor) -> Tensor:
+    def _mean_nll(self, x: Tensor, weights: Tensor | None) -> Tensor:
+        if weights is not None:
+            return super()._mean_nll(x, weights)
         return nade_mean_nll(x, self.W, self.c, self.V, self.b, self._mlp_parameters())
 
     def _sample(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyar.models.base import AutoregressiveModel, positive_int
 from pyar.ops.lstm import lstm_log_prob, lstm_logits, lstm_sample, round_weights
+from pyar.scalars import plain_integer
 
 
 class PixelLSTM(AutoregressiveModel):
@@ -79,18 +80,18 @@ class PixelLSTM(AutoregressiveModel):
             raise ValueError(f"input must be 'onehot' or 'scalar', got {input!r}")
         self.hidden_size = positive_int("hidden_size", hidden_size)
         self.num_layers = positive_int("num_layers", num_layers)
-        if num_layers > 4:
+        if self.num_layers > 4:
             raise ValueError(f"num_layers must be in 1 … 4, got {num_layers}")
-        if isinstance(checkpoint_steps, bool) or not isinstance(checkpoint_steps, int | None):
-            raise TypeError(f"checkpoint_steps must be an integer or None, got {type(checkpoint_steps).__name__}")
-        if checkpoint_steps is not None and checkpoint_steps < 0:
-            raise ValueError(f"checkpoint_steps must not be negative, got {checkpoint_steps}")
+        if checkpoint_steps is not None:
+            checkpoint_steps = plain_integer("checkpoint_steps", checkpoint_steps)
+            if checkpoint_steps < 0:
+                raise ValueError(f"checkpoint_steps must not be negative, got {checkpoint_steps}")
         self.input = input
         self.checkpoint_steps = checkpoint_steps
         self.weight_dtype = weight_dtype
-        features = num_states if input == "onehot" else 1
-        self.lstm = nn.LSTM(features, hidden_size, num_layers, batch_first=True)
-        self.head = nn.Linear(hidden_size, num_states)
+        features = self.num_states if input == "onehot" else 1
+        self.lstm = nn.LSTM(features, self.hidden_size, self.num_layers, batch_first=True, dtype=torch.float32)
+        self.head = nn.Linear(self.hidden_size, self.num_states, dtype=torch.float32)
         self.reset_parameters()
 
     @property

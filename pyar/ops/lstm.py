@@ -22,6 +22,7 @@ from pyar.native import has_kernels, warn_reference
 from pyar.ops import validate
 from pyar.reference import lstm as reference
 from pyar.reference.draw import log_probability
+from pyar.scalars import plain_integer
 
 
 def lstm_logits(x: Tensor, weights: Sequence[Tensor], head_weight: Tensor, head_bias: Tensor) -> Tensor:
@@ -116,7 +117,8 @@ def lstm_sample(
     """
     K = _check_parameters(weights, head_weight, head_bias)
     device = head_weight.device
-    validate.check_sampling(num_samples, first_index, temperature)
+    num_samples, first_index, temperature = validate.check_sampling(num_samples, first_index, temperature)
+    num_dims = plain_integer("num_dims", num_dims)
     validate.check_seed(seed, device)
     if num_dims < 1:
         raise ValueError(f"num_dims must be at least 1, got {num_dims}")
@@ -133,9 +135,7 @@ def lstm_sample(
         )
     is_bfloat16 = weight_dtype == torch.bfloat16
     operation = torch.ops.pyar.lstm_sample_bfloat16 if is_bfloat16 else torch.ops.pyar.lstm_sample
-    return operation(
-        weights, head_weight, head_bias, seed, num_samples, first_index, num_dims, float(temperature), given
-    )
+    return operation(weights, head_weight, head_bias, seed, num_samples, first_index, num_dims, temperature, given)
 
 
 def round_weights(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

@@ -118,15 +118,13 @@ def nade_sample(
         RuntimeError: on the CPU, logits are NaN or infinite, so that there is nothing to draw from.
     """
     K = _check_parameters(W, c, V, b, mlp)
-    check_sampling(num_samples, first_index, temperature)
+    num_samples, first_index, temperature = check_sampling(num_samples, first_index, temperature)
     check_seed(seed, V.device)
     given = check_given(given, num_samples, V.shape[0], K, V.device)
     with torch.no_grad():
         if not _has_kernels(V):
             return reference.sample(W, c, V, b, mlp, int(seed), num_samples, first_index, temperature, given)
-        return torch.ops.pyar.nade_sample(
-            W, c, V, b, list(mlp), seed, num_samples, first_index, float(temperature), given
-        )
+        return torch.ops.pyar.nade_sample(W, c, V, b, list(mlp), seed, num_samples, first_index, temperature, given)
 
 
 def _check_parameters(W: Tensor, c: Tensor, V: Tensor, b: Tensor, mlp: Sequence[Tensor]) -> int:

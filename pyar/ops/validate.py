@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pyar.scalars import plain_integer, plain_number
+
 
 def check_parameters(expected: Sequence[tuple[str, Tensor, Sequence[int]]]) -> None:
     """Whether parameters are float32 tensors of the expected shapes on one device.
@@ -111,25 +113,43 @@ def check_given(
     return states.expand(num_samples, -1)
 
 
-def check_sampling(num_samples: int, first_index: int, temperature: float) -> None:
-    """The numbers that every sampling call takes.
+def check_weights(weights: Tensor, x: Tensor) -> Tensor:
+    """A weight for every example of x [B, D].
+
+    Raises:
+        TypeError: weights are not a float32 tensor.
+        ValueError: they are not [B], or on another device than x.
+    """
+    if not isinstance(weights, Tensor):
+        raise TypeError(f"weights must be a tensor or None, got {type(weights).__name__}")
+    if weights.dtype != torch.float32:
+        raise TypeError(f"weights must be float32, got {weights.dtype}")
+    if weights.shape != x.shape[:1]:
+        raise ValueError(f"weights must be [{x.shape[0]}], one for each row of x, got {list(weights.shape)}")
+    if weights.device != x.device:
+        raise ValueError(f"weights are on {weights.device}, x on {x.device}: they must be on the same")
+    return weights
+
+
+def check_sampling(num_samples: int, first_index: int, temperature: float) -> tuple[int, int, float]:
+    """The numbers that every sampling call takes, as plain ones.
 
     Raises:
         TypeError: num_samples or first_index is not an integer, or temperature not a number.
         ValueError: num_samples or first_index is negative, their sum not below 2⁶³, or temperature not positive and
             finite.
     """
+    num_samples = plain_integer("num_samples", num_samples)
+    first_index = plain_integer("first_index", first_index)
     for name, value in (("num_samples", num_samples), ("first_index", first_index)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an integer, got {type(value).__name__} {value!r}")
         if value < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
     if first_index + num_samples >= 2**63:
         raise ValueError(f"first_index + num_samples must be below 2**63, got {first_index} + {num_samples}")
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float):
-        raise TypeError(f"temperature must be a number, got {type(temperature).__name__} {temperature!r}")
+    temperature = float(plain_number("temperature", temperature))
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
+    return num_samples, first_index, temperature
 
 
 def check_seed(seed: Tensor, device: torch.device) -> None:

@@ -6,6 +6,9 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from pyar.scalars import plain_bool, plain_integer, plain_number
+
+_PLAIN = {"int": plain_integer, "float": plain_number, "bool": plain_bool}
 SCHEDULES = ("linear", "cosine", "constant")
 
 
@@ -47,6 +50,11 @@ class TrainingConfig:
     save_every: float = 30.0
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, declared = getattr(self, field.name), str(field.type)
+            plain = _PLAIN.get(declared.removesuffix(" | None"))
+            if plain is not None and not (value is None and declared.endswith(" | None")):
+                object.__setattr__(self, field.name, plain(field.name, value))
         positive = ["batch_size", "eval_batch_size", "eval_every", "learning_rate", "epsilon"]
         positive += [name for name in ("epochs", "time_budget") if getattr(self, name) is not None]
         for name in positive:
