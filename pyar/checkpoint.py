@@ -131,20 +131,28 @@ def _model_path(path: str | os.PathLike[str]) -> Path:
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    with path.open("rb") as file:
-        head = file.read(8)
-    if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
-        raise CheckpointError(
-            f"{path} is a pickle (torch.save), which can run code when loaded; pyar reads only the safetensors files "
-            "that it writes"
-        )
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError, UnicodeDecodeError) as error:
+        if _is_pickle(path):
+            raise CheckpointError(
+                f"{path} is a pickle (torch.save), which can run code when loaded; pyar reads only the safetensors "
+                "files that it writes"
+            ) from error
         raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
     return metadata, tensors
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file that is no whole safetensors file looks like a pickle, or an archive of torch.save.
+
+    A safetensors file begins with the length of its header in 8 bytes, any bytes, and then the header's brace.
+    """
+    with path.open("rb") as file:
+        head = file.read(9)
+    return head[8:] != b"{" and (head[:4] == b"PK\x03\x04" or head[:1] == b"\x80")
 
 
 def load_with_extra(

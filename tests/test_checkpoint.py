@@ -6,11 +6,13 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +20,18 @@ import safetensors.torch
 import torch
 
 import pyar
-from pyar.checkpoint import CheckpointError, atomic_write, load, load_state, load_with_extra, save_model, save_state
+from pyar.checkpoint import (
+    FORMAT_VERSION,
+    STATE_FILE,
+    CheckpointError,
+    atomic_write,
+    load,
+    load_state,
+    load_with_extra,
+    save_model,
+    save_state,
+)
+from pyar.cli import main
 
 
 @pytest.fixture
@@ -87,6 +100,25 @@ def test_every_flipped_bit_is_noticed(saved):
             original = load(saved)
             assert all(torch.equal(a, b) for a, b in zip(reread.parameters(), original.parameters(), strict=True))
             assert reread.config == original.config
+
+
+def test_no_length_of_the_header_is_taken_for_something_else(tmp_path):
+    """A file begins with that length, so its first byte is any byte, that of a pickle (0x80) too."""
+    path, first_bytes = tmp_path / "model.safetensors", set()
+    torch.manual_seed(0)
+    model = pyar.NADE(3, hidden_size=4)
+    for n in range(512):
+        save_model(model, path, {"note": "x" * n})
+        content = path.read_bytes()
+        first_bytes.add(content[0])
+        again, extra = load_with_extra(path)
+        assert torch.equal(again.W, model.W)
+        assert extra == {"note": "x" * n}
+        if content[0] == 0x80:
+            path.write_bytes(content[:-1])
+            with pytest.raises(CheckpointError, match="damaged"):
+                load(path)
+    assert len(first_bytes) == 32  # the header is padded to whole words
 
 
 @pytest.mark.parametrize("size", [0, 4, 8, 100, -1])
@@ -281,3 +313,45 @@ def test_a_missing_folder_is_told_by_the_name_of_the_file(tmp_path):
     with pytest.raises(FileNotFoundError) as caught, atomic_write(tmp_path / "missing" / "x"):
         pass
     assert caught.value.filename == str(tmp_path / "missing" / "x")
+
+
+# --- Files of earlier releases ---
+
+FORMATS = Path(__file__).parent / "formats"
+STORED_MODELS = sorted(path for path in FORMATS.glob("*/*.safetensors"))
+STORED_RUNS = sorted(path.parent for path in FORMATS.glob("*/*/training_state.pt"))
+
+
+def by_name(path: Path) -> str:
+    return str(path.relative_to(FORMATS))
+
+
+def test_every_format_is_kept():
+    formats = {path.parent.name for path in STORED_MODELS}
+    assert formats == {path.parent.name for path in STORED_RUNS} == set(map(str, range(1, int(FORMAT_VERSION) + 1)))
+
+
+@pytest.mark.parametrize("path", STORED_MODELS, ids=by_name)
+def test_a_model_of_an_earlier_release_loads(path):
+    expected = json.loads(path.with_suffix(".json").read_text())
+    model, extra = load_with_extra(path)
+    assert extra == {"note": "weights at random"}
+    log_prob = model.log_prob(torch.tensor(expected["x"]))
+    torch.testing.assert_close(log_prob, torch.tensor(expected["log_prob"]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("stored", STORED_RUNS, ids=by_name)
+def test_a_run_of_an_earlier_release_is_resumed(stored, tmp_path, monkeypatch):
+    """To the end that the release itself came to when it went on with it."""
+    monkeypatch.delenv("PYAR_DATA", raising=False)
+    folder = shutil.copytree(stored, tmp_path / "run")
+    before = load_state(folder / STATE_FILE)["step"]
+    assert main(["train", "--resume", str(folder), "--samples", "0", "--no-progress", "--threads", "1"]) == 0
+    expected = json.loads((stored / "expected.json").read_text())
+    result = json.loads((folder / "result.json").read_text())
+    assert 0 < before < result["steps"]
+    for name in ("reason", "steps", "best_step"):
+        assert result[name] == expected[name]
+    assert result["best_valid_nll"] == pytest.approx(expected["best_valid_nll"], rel=1e-5)
+    assert result["test"]["nll_nats"] == pytest.approx(expected["test"]["nll_nats"], rel=1e-5)
+    assert main(["evaluate", str(folder), "--no-progress"]) == 0

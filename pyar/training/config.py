@@ -79,10 +79,11 @@ class TrainingConfig:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainingConfig:
-        """The inverse of `to_json`; unknown names raise ValueError."""
+        """The inverse of `to_json`; names that are missing have their defaults, unknown ones raise ValueError."""
         unknown = values.keys() - {field.name for field in fields(cls)}
         if unknown:
-            raise ValueError(f"unknown training settings: {', '.join(sorted(unknown))}")
+            names = ", ".join(sorted(unknown))
+            raise ValueError(f"unknown training settings: {names}; a later version of pyar may know them")
         return cls(**values)
 
     def rate(self, step: int, progress: float) -> float:

@@ -29,6 +29,7 @@ from pyar.training.signals import StopSignals
 
 LOG_FILE = "log.jsonl"
 CURVE_FILE = "learning_curve.png"
+STATE_VERSION = 1  # what follows is added with a default, so that states of earlier releases are read
 _DISPLAY_SECONDS = 0.25
 
 
@@ -373,7 +374,7 @@ class Trainer:
         save_model(self.model, self.folder / MODEL_FILE, self._model_facts(), state_dict=self.best_weights)
         save_state(
             {
-                "version": 1,
+                "version": STATE_VERSION,
                 "fingerprint": self.fingerprint,
                 "model": self.model.name,
                 "model_config": json.dumps(self.model.config),
@@ -403,12 +404,15 @@ class Trainer:
         The budget may have changed; a run that had used it up then goes on. Raises `CheckpointError` if the state is
         not of this model, data and batch size.
         """
-        state = load_state(self.folder / STATE_FILE)
+        path = self.folder / STATE_FILE
+        state = load_state(path)
+        if state.get("version") != STATE_VERSION:
+            raise CheckpointError(
+                f"{path} has the format {state.get('version')!r}; this version of pyar reads {STATE_VERSION}: update pyar"
+            )
         theirs = state.get("training", {})
         for what, found, wanted in (
-            ("format", state.get("version"), 1),
             ("model", state.get("model"), self.model.name),
-            ("model's arguments", state.get("model_config"), json.dumps(self.model.config)),
             ("data", state.get("fingerprint"), self.fingerprint),
             ("batch size", theirs.get("batch_size"), self.config.batch_size),
             ("seed", theirs.get("seed"), self.config.seed),
@@ -416,6 +420,17 @@ class Trainer:
         ):
             if found != wanted:
                 raise CheckpointError(f"{self.folder} cannot be resumed: its {what} is {found}, not {wanted}")
+        try:
+            # By way of the constructor, because an earlier release may not have had all of its arguments.
+            with torch.device("meta"):
+                same_model = type(self.model)(**json.loads(state["model_config"])).config == self.model.config
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} does not fit {self.model.name}: {error}") from error
+        if not same_model:
+            raise CheckpointError(
+                f"{self.folder} cannot be resumed: its model's arguments are {state['model_config']}, not "
+                f"{json.dumps(self.model.config)}"
+            )
         try:
             self.model.load_state_dict(state["weights"])
             weight_decays = [group["weight_decay"] for group in self.optimizer.param_groups]
