@@ -408,7 +408,7 @@ class Trainer:
         state = load_state(path)
         if state.get("version") != STATE_VERSION:
             raise CheckpointError(
-                f"{path} has the format {state.get('version')!r}; this version of pyar reads {STATE_VERSION}: update pyar"
+                f"{path} has the format {state.get('version')}; this version of pyar reads {STATE_VERSION}: update pyar"
             )
         theirs = state.get("training", {})
         for what, found, wanted in (
