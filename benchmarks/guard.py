@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.cases import Case, build_inputs
-from pyar.checkpoint import write_text
+from pyar.files import write_text
 
 STORED = Path(__file__).parent / "guard.json"
 # Counts vary by less than a thousandth from run to run.

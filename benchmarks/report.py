@@ -13,7 +13,7 @@ from benchmarks.machine import describe_level
 from benchmarks.peers import CONTENDERS
 from benchmarks.runner import TIMED
 from benchmarks.series import MODELS, TASKS, describe_job, plot_names, sweep_records, table_records
-from pyar.checkpoint import write_text
+from pyar.files import write_text
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 JOBS = ("nade", "lstm", "sweep")

@@ -15,7 +15,7 @@ from benchmarks.peers import choose
 from benchmarks.printing import print_record
 from benchmarks.runner import Runner, significant
 from benchmarks.sweep import run_sweep
-from pyar.checkpoint import write_text
+from pyar.files import write_text
 
 JOBS = {"nade": nade, "lstm": lstm}
 

@@ -1,8 +1,35 @@
-"""Exact autoregressive density models, NADE and PixelLSTM, with their loops as single native calls."""
+"""Exact autoregressive density models, with their loops as single native calls."""
 
-from pyar.checkpoint import load
-from pyar.models import NADE, PixelLSTM
-from pyar.native import build_info
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyar.checkpoint import load
+    from pyar.models.nade import NADE
+    from pyar.models.pixel_lstm import PixelLSTM
+    from pyar.native import build_info
 
 __all__ = ["NADE", "PixelLSTM", "build_info", "load"]
 __version__ = "0.1.0"
+
+# Imported on first use, so that what needs no torch, such as the command line's help, does not wait for it.
+_HOMES = {
+    "NADE": "pyar.models.nade",
+    "PixelLSTM": "pyar.models.pixel_lstm",
+    "build_info": "pyar.native",
+    "load": "pyar.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pyar' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 import os
 import pickle
-import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 
+from pyar.files import atomic_write
 from pyar.models import MODELS, AutoregressiveModel
 
 MODEL_FILE = "model.safetensors"
@@ -28,52 +26,6 @@ FORMAT_VERSION = "1"
 
 class CheckpointError(ValueError):
     """The file is damaged, foreign or not to be trusted; the message says which and what to do."""
-
-
-@contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file that gets its name only when it is complete.
-
-    Bytes go to a temporary name in the same folder; on leaving without an error they are forced to disk, the file takes
-    the name `path` in one step, and the folder's entry is forced to disk too. A kill at any moment leaves the old file
-    or the new one, and at most a stray `.tmp` file beside it.
-    """
-    path = Path(path)
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    except OSError as error:  # names the temporary file, of which the user knows nothing
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files private
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        if isinstance(error, OSError) and error.filename is None:  # a full disk names no file
-            error.filename = str(path)
-        raise
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a text file atomically."""
-    with atomic_write(path) as file:
-        file.write(text.encode())
 
 
 # --- Weights ---

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pyar.files import atomic_write
+
 _GREY = (200, 204, 210)  # separators: light enough beside white ink, dark enough beside black ink
 _UNSEEN = (250, 214, 150)  # pixels that were not observed
 _SHEET_PIXELS = 1000  # a sheet is enlarged by whole factors up to about this many pixels
@@ -55,8 +57,6 @@ def _grid(images: NDArray[np.uint8], columns: int, gaps: Sequence[int] = ()) -> 
 
 def _write(sheet: NDArray[np.uint8], path: str | os.PathLike[str]) -> None:
     from PIL import Image
-
-    from pyar.checkpoint import atomic_write
 
     factor = max(1, _SHEET_PIXELS // max(sheet.shape[:2]))
     enlarged = sheet.repeat(factor, axis=0).repeat(factor, axis=1)
@@ -112,8 +112,6 @@ def save_learning_curve(records: Sequence[dict[str, Any]], path: str | os.PathLi
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
-
-    from pyar.checkpoint import atomic_write
 
     figure, axes = plt.subplots(figsize=(7, 4.2), dpi=130)
     curves = {

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from pyar.checkpoint import atomic_write
+from pyar.files import atomic_write
 from pyar.models import AutoregressiveModel
 
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # so that equal samples make equal files

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import pickle
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -24,7 +22,6 @@ from pyar.checkpoint import (
     FORMAT_VERSION,
     STATE_FILE,
     CheckpointError,
-    atomic_write,
     load,
     load_state,
     load_with_extra,
@@ -224,41 +221,6 @@ def test_training_state_round_trip_and_damage(tmp_path):
         load_state(tmp_path / "other")
 
 
-def test_an_error_while_writing_leaves_the_old_file(tmp_path):
-    path = tmp_path / "x"
-    path.write_bytes(b"old")
-
-    def fail():
-        with atomic_write(path) as file:
-            file.write(b"half of the new")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fail()
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["x"]
-    with atomic_write(path) as file:
-        file.write(b"new")
-    assert path.read_bytes() == b"new"
-    umask = os.umask(0)
-    os.umask(umask)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
-
-
-def test_a_file_is_forced_to_disk_before_it_takes_its_name_in_one_step(tmp_path, monkeypatch):
-    path, calls = tmp_path / "x", []
-    path.write_bytes(b"old")
-    for name in ("fsync", "replace"):
-        real = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *args, name=name, real=real: (calls.append(name), real(*args))[1])
-    with atomic_write(path) as file:
-        file.write(b"new")
-        inode = os.fstat(file.fileno()).st_ino
-        assert path.read_bytes() == b"old"
-    assert path.stat().st_ino == inode
-    assert calls == ["fsync", "replace", "fsync"]  # the content, the name, the folder's entry
-
-
 WRITER = """
 import sys, torch
 from pyar.checkpoint import save_model, save_state
@@ -300,19 +262,6 @@ def test_kill_during_a_save_leaves_the_old_or_the_new_file(tmp_path):
 def test_config_is_plain_json(saved):
     with safetensors.safe_open(saved, "pt") as file:
         assert json.loads(file.metadata()["config"])["dim"] == 6
-
-
-def test_a_full_disk_names_the_file(tmp_path):
-    with pytest.raises(OSError, match="No space") as caught, atomic_write(tmp_path / "x"):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert caught.value.filename == str(tmp_path / "x")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_missing_folder_is_told_by_the_name_of_the_file(tmp_path):
-    with pytest.raises(FileNotFoundError) as caught, atomic_write(tmp_path / "missing" / "x"):
-        pass
-    assert caught.value.filename == str(tmp_path / "missing" / "x")
 
 
 # --- Files of earlier releases ---

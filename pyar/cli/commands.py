@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 import pyar
-from pyar.checkpoint import atomic_write, load_with_extra
+from pyar.checkpoint import load_with_extra
 from pyar.cli.common import UserError, data_of_run, note, set_up, set_weight_dtype, user_errors
 from pyar.data.files import read_numpy
 from pyar.evaluation import check_fits, log_probs, summarise
+from pyar.files import atomic_write
 from pyar.models import AutoregressiveModel
 from pyar.plots import save_completions, save_sheet
 from pyar.sampling import open_writer, sample_chunks, shard_path, shard_range

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from pyar.checkpoint import MODEL_FILE, STATE_FILE, write_text
+from pyar.checkpoint import MODEL_FILE, STATE_FILE
 from pyar.cli.common import CONFIG_FILE, UserError, data_choices, load_data, note, set_up, user_errors
 from pyar.data import DATASET_NAMES, Dataset
 from pyar.evaluation import evaluate
+from pyar.files import write_text
 from pyar.models import MODELS, AutoregressiveModel
 from pyar.plots import save_sheet
 from pyar.training import Trainer, TrainingConfig, model_defaults, training_defaults
