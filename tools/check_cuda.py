@@ -20,16 +20,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-OPERATIONS = (
-    "nade_log_prob",
-    "nade_log_prob_backward",
-    "nade_logits",
-    "nade_logits_backward",
-    "nade_mean_nll",
-    "nade_sample",
-    "lstm_sample",
-    "lstm_sample_bfloat16",
-)
 
 
 class Kernel(NamedTuple):
@@ -68,6 +58,12 @@ def demangle(names: list[str]) -> list[str]:
     return [name.replace("void ", "").replace("pyar::cuda::", "") for name in shown.splitlines()]
 
 
+def registered_operations() -> list[str]:
+    """The operations for which the CUDA sources register a kernel, in their own words."""
+    sources = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
+    return [name for source in sources for name in re.findall(r'm\.impl\("(\w+)"', source.read_text())]
+
+
 def main() -> int:
     environment = {**os.environ, "PYAR_CUDA": "1", "PYAR_CUDA_STRICT": "1"}
     if len(sys.argv) > 1:
@@ -99,7 +95,7 @@ def main() -> int:
             "if not torch._C._dispatch_has_kernel_for_dispatch_key(f'pyar::{o}', 'CUDA')]; "
             "sys.exit(f'no CUDA kernel registered for {missing}' if missing else 0)"
         )
-        loaded = subprocess.run([sys.executable, "-c", look, str(extension), *OPERATIONS], cwd=folder)
+        loaded = subprocess.run([sys.executable, "-c", look, str(extension), *registered_operations()], cwd=folder)
         if loaded.returncode == 0:
             print(f"{len(kernels)} kernels compiled, linked, loaded and registered; none spills; none was run")
         return loaded.returncode

@@ -1,4 +1,4 @@
-// PixelLSTM's sampling loop with the matrices in bfloat16, on the tensor cores; the loop is that of sample.cuh.
+// PixelLSTM's sampling loop with the matrices in bfloat16, on the tensor cores; the loop is that of loop.cuh.
 //
 // The matrices that are read at every step (W_hh, and W_ih of all layers but the first) are rounded to bfloat16 and
 // stored so; everything else stays float. h is not rounded: its 24 significant bits are dealt out to three bfloat16
@@ -15,9 +15,9 @@
 // where that does not fit, the float kernel runs with rounded weights.
 #pragma once
 
-#include "cuda/lstm/sample.cuh"
+#include "cuda/lstm/loop.cuh"
 
-namespace pyar::cuda {
+namespace pyar::cuda::lstm {
 
 constexpr int kStripUnits = 16;
 constexpr int kFragmentInputs = 16;  // inputs that one instruction sums over
@@ -336,4 +336,4 @@ __global__ void __launch_bounds__(kLstmThreads, 1) lstm_sample_bfloat16_kernel(c
   if (rank == 0) report_totals<kTile>(p, group, totals);
 }
 
-}  // namespace pyar::cuda
+}  // namespace pyar::cuda::lstm

@@ -7,14 +7,15 @@
 //
 // The dimensions are cut into blocks of kBlockDims. nade_block_gradient_kernel recomputes h from a at the block's start
 // and makes all of V's and b's gradient, the part of W's with e in the same block, and the block's Σ_d u in the place
-// of the start value; where added layers made f of h (kFeatures), it takes f in the place of h, and hands the gradient
-// of what their last one rectified to layers.cuh. nade_later_blocks_kernel sums those over the later blocks,
-// nade_input_gradient_kernel adds them to W's gradient, nade_sum_samples_kernel makes c's.
+// of the start value. nade_later_blocks_kernel sums those over the later blocks, nade_input_gradient_kernel adds them
+// to W's gradient, nade_sum_samples_kernel makes c's. Where added layers made f of h (kFeatures),
+// nade_block_gradient_kernel takes f in the place of h and hands on the gradient of what their last one rectified; from
+// u, once that has come back through the layers, nade_input_block_kernel makes the rest.
 #pragma once
 
-#include "cuda/nade/forward.cuh"
+#include "cuda/nade/step.cuh"
 
-namespace pyar::cuda {
+namespace pyar::cuda::nade {
 
 constexpr int kTile = 16;          // samples at a time
 constexpr int kBackwardWarps = 8;  // each has two samples of the tile, each lane one hidden unit
@@ -239,6 +240,47 @@ __global__ void __launch_bounds__(kBackwardWarps* kWarp, 2) nade_block_gradient_
   }
 }
 
+// From u = ∂L/∂a of the rows through the conditional of each alone: W's gradient for later dimensions of the same
+// block, and the block's Σ_d u in the place of its start value. Grid (⌈H / 32⌉, blocks), as nade_block_gradient_kernel.
+struct InputBlockArguments {
+  NadeParameters nade;
+  const uint8_t* x;  // [N, D]
+  const float* u;    // [blocks, N, kBlockDims, H], from first_block on
+  float* sums;       // [blocks, N, H], from first_block on: Σ_{d in block} u
+  float* grad_W;     // [D, R, H], added to
+  int64_t N;
+  int first_block;
+};
+
+static __global__ void __launch_bounds__(kBackwardWarps* kWarp) nade_input_block_kernel(const InputBlockArguments p) {
+  const NadeParameters& nade = p.nade;
+  float (*const later)[kTile][kWarp] = reinterpret_cast<float (*)[kTile][kWarp]>(dynamic_shared());  // [kBlockDims]
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int h = static_cast<int>(blockIdx.x) * kWarp + lane;
+  const int64_t block = blockIdx.y;
+  const int64_t first_d = (p.first_block + block) * kBlockDims;
+  for (int64_t first_n = 0; first_n < p.N; first_n += kTile) {
+    __syncthreads();  // the previous tile is done with
+    for (int sample = warp; sample < kTile; sample += kBackwardWarps) {
+      const int64_t n = first_n + sample;
+      const bool real = n < p.N && h < nade.H;
+      float sum = 0.0f;
+#pragma unroll
+      for (int i = kBlockDims - 1; i >= 0; --i) {
+        later[i][sample][lane] = sum;
+        if (real) sum += p.u[((block * p.N + n) * kBlockDims + i) * nade.H + h];
+      }
+      if (real) p.sums[(block * p.N + n) * nade.H + h] = sum;
+    }
+    __syncthreads();
+    for (int i = warp; i < kBlockDims; i += kBackwardWarps) {
+      const int64_t d = first_d + i, n = first_n + lane;
+      const int state = lane < kTile && n < p.N && d < nade.D ? p.x[n * nade.D + d] : 0;
+      add_by_state(nade, state, later[i], lane, h, p.grad_W + d * nade.R * nade.H);
+    }
+  }
+}
+
 // sums[block, n, h] ← Σ_{later blocks} sums[·, n, h], and total[n, h] ← Σ_{all blocks}. One thread a (n, h);
 // grid (⌈H / blockDim⌉, N).
 static __global__ void __launch_bounds__(128)
@@ -318,4 +360,4 @@ static __global__ void __launch_bounds__(256) nade_mean_kernel(const double* log
   if (thread == 0) *loss = N == 0 ? not_a_number() : static_cast<float>(-part[0] / static_cast<double>(N));
 }
 
-}  // namespace pyar::cuda
+}  // namespace pyar::cuda::nade
