@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from benchmarks.peers import CONTENDERS
@@ -28,6 +25,9 @@ from benchmarks.series import (
     table_records,
     times,
 )
+from pyar.plots import clean_matplotlib, save_figure
+
+DPI = 120
 
 # Marker, what fills it, line style, grey: in the order of CONTENDERS.
 LOOKS = (
@@ -54,9 +54,8 @@ def draw_plots(documents: Documents, folder: Path) -> list[Path]:
     drawn = []
     for name in plot_names(documents):
         path = folder / f"{name}.png"
-        figure = draw[name](documents)
-        figure.savefig(path, dpi=120, metadata={"Results": digest(documents)})
-        plt.close(figure)
+        with clean_matplotlib():
+            save_figure(draw[name](documents), path, metadata={"Results": digest(documents)})
         drawn.append(path)
     return drawn
 
@@ -74,19 +73,18 @@ def plain_logarithmic(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def legend(figure: plt.Figure, names: list[str]) -> None:
-    handles = [plt.Line2D([], [], label=name, **STYLES[name]) for name in names]
+def legend(figure: Figure, names: list[str]) -> None:
+    handles = [Line2D([], [], label=name, **STYLES[name]) for name in names]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
 
 
-def draw_speed(documents: Documents) -> plt.Figure:
+def draw_speed(documents: Documents) -> Figure:
     """Vectors a second by batch size, a panel a job."""
     panels = speed_panels(documents)
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(3.6 * columns, 3.2 * rows + 0.8), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(3.6 * columns, 3.2 * rows + 0.8), dpi=DPI, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     shown = set()
@@ -103,18 +101,14 @@ def draw_speed(documents: Documents) -> plt.Figure:
     return figure
 
 
-def draw_floor(documents: Documents) -> plt.Figure:
+def draw_floor(documents: Documents) -> Figure:
     """A row a case, a marker a contender: floor over time, in percent."""
     records = table_records(documents)
     models = grouped(records, "model")
-    figure, grid = plt.subplots(
-        len(models),
-        figsize=(8.5, 0.27 * len(records) + 0.9 * len(models) + 0.6),
-        height_ratios=[len(group) + 2 for group in models.values()],
-        layout="constrained",
-        squeeze=False,
-        sharex=True,
-    )
+    size = (8.5, 0.27 * len(records) + 0.9 * len(models) + 0.6)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    heights = [len(group) + 2 for group in models.values()]
+    grid = figure.subplots(len(models), height_ratios=heights, squeeze=False, sharex=True)
     shown = set()
     for axes, ((model,), group) in zip(grid[:, 0], models.items(), strict=True):
         for row, record in enumerate(group):
@@ -138,12 +132,13 @@ def draw_floor(documents: Documents) -> plt.Figure:
     return figure
 
 
-def draw_growth(documents: Documents) -> plt.Figure:
+def draw_growth(documents: Documents) -> Figure:
     """Time along B, D, H and K, a row a job; a dotted line shows linear growth through pyar's largest case."""
     panels = growth_panels(documents)
     axes_shown = [axis for axis in "BDHK" if any(axis in by_axis for by_axis in panels.values())]
     size = (2.9 * len(axes_shown) + 0.4, 2.7 * len(panels) + 0.5)
-    figure, grid = plt.subplots(len(panels), len(axes_shown), figsize=size, layout="constrained", squeeze=False)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    grid = figure.subplots(len(panels), len(axes_shown), squeeze=False)
     shown = set()
     for row, ((model, task), by_axis) in zip(grid, panels.items(), strict=True):
         for axes, axis in zip(row, axes_shown, strict=True):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import sys
 import textwrap
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pyar.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _GREY = (200, 204, 210)  # separators: light enough beside white ink, dark enough beside black ink
 _UNSEEN = (250, 214, 150)  # pixels that were not observed
@@ -107,13 +112,16 @@ def save_learning_curve(records: Sequence[dict[str, Any]], path: str | os.PathLi
 
     `records`: dicts with `epoch` (float), `train_nll`, `valid_nll`; a missing or non-finite value leaves a gap.
     """
-    import matplotlib
+    with clean_matplotlib():
+        save_figure(_learning_curve(records, title), path)
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+
+def _learning_curve(records: Sequence[dict[str, Any]], title: str) -> Figure:
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = plt.subplots(figsize=(7, 4.2), dpi=130)
+    figure = Figure(figsize=(7, 4.2), dpi=130, layout="tight")
+    axes = figure.subplots()
     curves = {
         key: [(r["epoch"], r[key]) for r in records if r.get(key) is not None and math.isfinite(r[key])]
         for key in ("train_nll", "valid_nll")
@@ -142,13 +150,52 @@ def save_learning_curve(records: Sequence[dict[str, Any]], path: str | os.PathLi
     axes.set_xlabel("epoch")
     axes.set_ylabel("negative log-likelihood (nats)")
     if title:
-        axes.set_title(textwrap.fill(title, 80), fontsize=10)
+        title = title.encode(errors="replace").decode()  # a file's name may hold bytes that are no text
+        axes.set_title(textwrap.fill(title, 80), fontsize=10, parse_math=False)
     handles, _ = axes.get_legend_handles_labels()
     if handles:
         axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    figure.tight_layout()
-    with atomic_write(Path(path)) as file:
-        figure.savefig(file, format="png")
-    plt.close(figure)
+    return figure
+
+
+@contextlib.contextmanager
+def clean_matplotlib() -> Iterator[None]:
+    """matplotlib's own settings within the block, whatever the user's files and programs have set; then theirs again.
+
+    Figures that are made and saved in the block are to be `Figure`s: pyplot would choose a backend for the whole
+    process.
+    """
+    # The first import fails where MPLBACKEND names a backend that there is not, though a PNG needs none.
+    backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend:
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of characters that the font lacks
+        matplotlib.rcdefaults()
+        yield
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> None:
+    """Draws a figure into a PNG file, atomically; `metadata` are texts kept in it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    with atomic_write(path) as file:
+        FigureCanvasAgg(figure).print_png(file, metadata=metadata)
+
+
+@contextlib.contextmanager
+def decoration(path: str | os.PathLike[str]) -> Iterator[None]:
+    """For a picture beside a result: its failure, whatever it is, costs a line on stderr and nothing else."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"pyar: {path} could not be drawn: {reason}", file=sys.stderr, flush=True)

@@ -230,6 +230,35 @@ def test_a_misspelt_option_is_told_its_name(capsys):
     assert "did you mean --epochs?" in err
 
 
+def test_pictures_come_last_and_their_failure_is_a_line_each(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "run"
+
+    def fail(*arguments):
+        assert load(folder)
+        assert "test" in json.loads((folder / "result.json").read_text())
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr("pyar.training.loop.save_learning_curve", fail)
+    monkeypatch.setattr("pyar.cli.train.save_sheet", fail)
+    code, out, err = run(capsys, "train", "nade", "--out", folder, *QUICK)
+    assert code == 0
+    assert [line for line in err.splitlines() if "drawn" in line] == [
+        f"pyar: {folder / name} could not be drawn: no ink" for name in ("learning_curve.png", "samples.png")
+    ]
+    assert "digits test: NLL" in out
+    assert ".png" not in out
+
+
+@pytest.mark.parametrize("name", ["Ba$$in.npy", r"$\frac$ {} %s.npy", "数据.npy"])
+def test_data_of_any_name_get_their_pictures(tmp_path, capsys, name):
+    np.save(tmp_path / name, np.random.default_rng(0).integers(0, 2, (60, 6)))
+    options = ["--epochs", "2", "--hidden-size", "4", "--no-progress", "--samples", "9"]
+    code, _, err = run(capsys, "train", "nade", "--data", tmp_path / name, "--out", tmp_path / "run", *options)
+    assert code == 0
+    assert "could not" not in err
+    assert {"learning_curve.png", "samples.png"} < {path.name for path in (tmp_path / "run").iterdir()}
+
+
 # --- stopping and going on ---
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +14,8 @@ import torch
 from PIL import Image
 
 from pyar import plots
+
+ROOT = Path(__file__).parents[1]
 
 
 def read(path) -> np.ndarray:
@@ -95,19 +101,75 @@ def test_learning_curve_draws_whatever_there_is(tmp_path, records):
     assert read(tmp_path / "x.png").std() > 0
 
 
-def test_a_long_title_is_not_cut_off(tmp_path, monkeypatch):
-    import matplotlib.pyplot as plt
-
-    figures = []
-    monkeypatch.setattr(plt, "close", figures.append)  # keeps the figure for a look at it
+@pytest.mark.parametrize("title", ["word " * 30, "Ba$$in", r"$\frac$", "caf\udce9 on 数据"])
+def test_a_title_is_text_and_is_not_cut_off(tmp_path, title):
     records = [{"epoch": e + 1.0, "train_nll": 9.0 - e, "valid_nll": 9.5 - e} for e in range(3)]
-    plots.save_learning_curve(records, tmp_path / "x.png", "word " * 30)
-    monkeypatch.undo()
-    (figure,) = figures
-    box, edge = figure.axes[0].title.get_window_extent(), figure.bbox
+    plots.save_learning_curve(records, tmp_path / "x.png", title)
+    assert read(tmp_path / "x.png").std() > 0
+    with plots.clean_matplotlib():
+        figure = plots._learning_curve(records, title)
+        plots.save_figure(figure, tmp_path / "again.png")
+        box, edge = figure.axes[0].title.get_window_extent(), figure.bbox
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    plt.close(figure)
+    assert figure.axes[0].title.get_text().split() == title.replace("\udce9", "?").split()
     assert edge.x0 <= box.x0
     assert box.x1 <= edge.x1
     assert box.y1 <= edge.y1
     assert labels == ["train", "valid, best 7.50 at epoch 3"]
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "x.png").read_bytes()
+
+
+CURVE = """
+import sys
+from pyar import plots
+records = [{"epoch": e, "train_nll": 9 - e, "valid_nll": 9 - e} for e in range(4)]
+plots.save_learning_curve(records, sys.argv[1], "title")
+import matplotlib
+print(matplotlib.rcParams["text.usetex"], matplotlib.rcParams["backend"], "matplotlib.pyplot" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("backend", "settings", "seen"),
+    [
+        (None, "", "False agg False"),
+        ("nonsense", "", "False agg False"),
+        ("svg", "text.usetex: True\naxes.facecolor: red", "True svg False"),  # without LaTeX here
+        ("svg", "backend: pdf", "False svg False"),
+    ],
+)
+def test_the_users_matplotlib_neither_shows_nor_changes(tmp_path, backend, settings, seen):
+    (tmp_path / "matplotlibrc").write_text("backend: agg\n" + settings)
+    environment = {**os.environ, "MATPLOTLIBRC": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment.pop("MPLBACKEND", None)
+    if backend is not None:
+        environment["MPLBACKEND"] = backend
+    done = subprocess.run(
+        [sys.executable, "-c", CURVE, tmp_path / "x.png"], capture_output=True, text=True, env=environment
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, seen), done.stderr
+    records = [{"epoch": e, "train_nll": 9 - e, "valid_nll": 9 - e} for e in range(4)]
+    plots.save_learning_curve(records, tmp_path / "plain.png", "title")
+    assert np.array_equal(read(tmp_path / "x.png"), read(tmp_path / "plain.png"))
+
+
+def test_what_a_program_has_set_is_as_before(tmp_path):
+    import matplotlib
+
+    before = matplotlib.get_backend()
+    try:
+        with matplotlib.rc_context({"font.size": 30}):
+            matplotlib.use("svg")
+            plots.save_learning_curve([], tmp_path / "x.png", "title")
+            assert matplotlib.get_backend() == "svg"
+            assert matplotlib.rcParams["font.size"] == 30
+    finally:
+        matplotlib.use(before)
+
+
+def test_a_decoration_that_fails_is_one_line(tmp_path, capsys):
+    with plots.decoration(tmp_path / "x.png"):
+        raise RuntimeError("out of\nink")
+    assert capsys.readouterr().err == f"pyar: {tmp_path / 'x.png'} could not be drawn: out of ink\n"
+    with pytest.raises(KeyboardInterrupt), plots.decoration(tmp_path / "x.png"):
+        raise KeyboardInterrupt

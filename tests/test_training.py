@@ -106,7 +106,7 @@ def test_stopped_and_resumed_gives_the_same_bits(tmp_path, stop_at, settings):
     wanted = whole.run()
     parts = make(tmp_path / "parts", **settings)
     Stopper(parts, stop_at, signal.SIGINT)
-    stopped = parts.run()
+    stopped = parts.train()
     assert (stopped.reason, stopped.signal, stopped.steps) == ("interrupted", signal.SIGINT, stop_at + 1)
     again = make(tmp_path / "parts", **settings)
     again.resume()
@@ -119,12 +119,65 @@ def test_stopped_and_resumed_gives_the_same_bits(tmp_path, stop_at, settings):
         assert torch.equal(load_state(tmp_path / "parts" / STATE_FILE)["weights"][name], theirs)
 
 
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)], ids=["SIGINT", "SIGTERM"]
+)
+def test_a_signal_reaches_the_caller_of_run_once_all_is_saved(tmp_path, number, error):
+    """A loop of runs ends with the run that was stopped."""
+    trainers = [make(tmp_path / str(seed), seed=seed) for seed in range(3)]
+    Stopper(trainers[1], 12, number)
+
+    def run_all():
+        for trainer in trainers:
+            trainer.run()
+
+    with pytest.raises(error) as caught:
+        run_all()
+    assert trainers[2].step == 0
+    if number == signal.SIGTERM:
+        assert caught.value.code == 143
+    for name in ("model.safetensors", "training_state.pt", "learning_curve.png"):
+        assert (tmp_path / "1" / name).stat().st_size > 0
+    again = make(tmp_path / "1", seed=1)
+    again.resume()
+    assert again.step == 13
+    whole = make(tmp_path / "whole", seed=1)
+    whole.run()
+    again.run()
+    assert torch.equal(weights(again), weights(whole))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_the_program_handles_itself_is_handed_to_it(tmp_path, number):
+    seen = []
+    before = signal.signal(number, lambda number, frame: seen.append(number))
+    try:
+        trainer = make(tmp_path)
+        Stopper(trainer, 4, number)
+        result = trainer.run()
+    finally:
+        signal.signal(number, before)
+    assert (result.reason, result.steps, seen) == ("interrupted", 5, [number])
+    assert load_state(tmp_path / STATE_FILE)["step"] == 5
+
+
+def test_a_picture_that_fails_does_not_cost_the_run(tmp_path, monkeypatch, capsys):
+    def fail(*arguments):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr("pyar.training.loop.save_learning_curve", fail)
+    trainer = make(tmp_path)
+    assert trainer.run().reason == "budget"
+    assert capsys.readouterr().err == f"pyar: {tmp_path / 'learning_curve.png'} could not be drawn: no ink\n"
+    assert load(tmp_path).config == trainer.model.config
+
+
 def test_dynamic_binarisation_resumes_too(tmp_path):
     whole = make(tmp_path / "whole", toy(dynamic=True))
     whole.run()
     parts = make(tmp_path / "parts", toy(dynamic=True))
     Stopper(parts, 11, signal.SIGTERM)
-    assert parts.run().signal == signal.SIGTERM
+    assert parts.train().signal == signal.SIGTERM
     again = make(tmp_path / "parts", toy(dynamic=True))
     again.resume()
     again.run()
@@ -137,7 +190,7 @@ def test_steps_after_the_last_saving_are_repeated(tmp_path):
     whole.run()
     parts = make(tmp_path / "parts")
     Stopper(parts, 9, signal.SIGTERM)
-    parts.run()
+    parts.train()
     with (tmp_path / "parts" / "log.jsonl").open("a") as log:
         log.write('{"event": "evaluation", "step": 16, "epoch": 2.0, "valid_nll": 1.0, "train_nll": 1.0}\n{"eve')
     again = make(tmp_path / "parts")
@@ -218,7 +271,7 @@ def test_patience_ends_the_run(tmp_path):
     # Stopped between the two evaluations without a better one, it ends at the same step.
     parts = make(tmp_path / "parts", **settings)
     Stopper(parts, result.steps - 4, signal.SIGTERM)
-    parts.run()
+    parts.train()
     again = make(tmp_path / "parts", **settings)
     again.resume()
     end = again.run()
@@ -309,7 +362,7 @@ class OtherIsStopped(Group):
 
 
 def test_all_processes_stop_when_one_is_told_to(tmp_path):
-    result = make(tmp_path, group=OtherIsStopped(0, 2)).run()
+    result = make(tmp_path, group=OtherIsStopped(0, 2)).train()
     assert (result.reason, result.steps, result.signal) == ("interrupted", 1, signal.SIGTERM)
 
 

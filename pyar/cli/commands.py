@@ -215,7 +215,7 @@ def complete(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             temperature=arguments.temperature,
         ).cpu()
-    for path in outputs:
+    for path in sorted(outputs, key=lambda path: path.endswith(".png")):  # what was computed before its picture
         if path.endswith(".png"):
             save_completions(x, observed, completions, path, model.num_states, shape)
         else:

@@ -18,8 +18,9 @@ from pyar.data import DATASET_NAMES, Dataset
 from pyar.evaluation import evaluate
 from pyar.files import write_text
 from pyar.models import MODELS, AutoregressiveModel
-from pyar.plots import save_sheet
+from pyar.plots import decoration, save_sheet
 from pyar.training import Trainer, TrainingConfig, model_defaults, training_defaults
+from pyar.training.loop import CURVE_FILE
 from pyar.training.parallel import Group, process_group
 
 RESULT_FILE = "result.json"
@@ -190,13 +191,14 @@ def _train(
         if trainer.finished is not None:
             more = {"budget": "--epochs or --time-budget", "patience": "--patience"}[trainer.finished]
             note(f"this run has ended already ({_ENDED[trainer.finished]}); a larger {more} lets it go on")
-    result = trainer.run()
+    result = trainer.train()
     if result.reason == "interrupted":
         if group.is_main:
             name = signal.Signals(result.signal).name
             note(f"{name}: stopped and saved at epoch {result.epochs:.2f}; go on with: pyar train --resume {folder}")
             if arguments.json:
                 print(json.dumps({"run": str(folder), **result.to_json()}))
+        trainer.draw_learning_curve()
         return 128 + result.signal
     if not group.is_main:
         return 0
@@ -211,27 +213,30 @@ def _report(
     result: dict[str, Any],
     folder: Path,
 ) -> int:
-    """Evaluates the best weights on valid and test, draws a sheet of samples, writes and prints the result."""
+    """Evaluates the best weights on valid and test, writes and prints the result, and only then draws pictures."""
     config = trainer.config
     evaluations = [
         evaluate(model, dataset, split, config.eval_batch_size, progress=arguments.progress, amp=config.amp)
         for split in ("valid", "test")
         if len(dataset.split(split))
     ]
-    if arguments.samples:
-        x = model.sample(arguments.samples, seed=config.seed)
-        save_sheet(x, folder / SHEET_FILE, dataset.num_states, dataset.image_shape)
     report = {"run": str(folder), **result, **{e.split: e.to_json() for e in evaluations}}
     write_text(folder / RESULT_FILE, json.dumps(report, indent=2) + "\n")
     if arguments.json:
-        print(json.dumps(report))
-        return 0
-    print(f"trained {result['epochs']:.1f} epochs in {result['seconds']:.0f} s ({_ENDED[result['reason']]})")
-    for evaluation in evaluations:
-        print(evaluation)
+        print(json.dumps(report), flush=True)
+    else:
+        print(f"trained {result['epochs']:.1f} epochs in {result['seconds']:.0f} s ({_ENDED[result['reason']]})")
+        for evaluation in evaluations:
+            print(evaluation, flush=True)
+    trainer.draw_learning_curve()
     if arguments.samples:
-        print(f"samples: {folder / SHEET_FILE}")
-    print(f"learning curve: {folder / 'learning_curve.png'}")
+        with decoration(folder / SHEET_FILE):
+            x = model.sample(arguments.samples, seed=config.seed)
+            save_sheet(x, folder / SHEET_FILE, dataset.num_states, dataset.image_shape)
+    if not arguments.json:
+        for name, file in (("samples", SHEET_FILE), ("learning curve", CURVE_FILE)):
+            if (folder / file).exists():
+                print(f"{name}: {folder / file}")
     return 0
 
 

@@ -20,12 +20,12 @@ from pyar.checkpoint import MODEL_FILE, STATE_FILE, CheckpointError, load_state,
 from pyar.data import Dataset
 from pyar.evaluation import check_fits, log_probs
 from pyar.models import AutoregressiveModel
-from pyar.plots import save_learning_curve
+from pyar.plots import decoration, save_learning_curve
 from pyar.training.config import TrainingConfig
 from pyar.training.log import RunLog
 from pyar.training.parallel import Group
 from pyar.training.progress import ProgressBar
-from pyar.training.signals import StopSignals
+from pyar.training.signals import StopSignals, pass_on
 
 LOG_FILE = "log.jsonl"
 CURVE_FILE = "learning_curve.png"
@@ -134,7 +134,21 @@ class Trainer:
     # --- The loop ---
 
     def run(self) -> TrainingResult:
-        """Trains until budget or patience is used up, or a signal comes; then the model has the best weights."""
+        """Trains until the run ends; then the model has the best weights, and the folder everything.
+
+        Raises:
+            KeyboardInterrupt, SystemExit: a SIGINT or a SIGTERM came and nobody else handles it. The run is saved, and
+                `resume` goes on with it.
+            TrainingError: training diverged.
+        """
+        result = self.train()
+        self.draw_learning_curve()
+        if result.signal is not None:
+            pass_on(result.signal)
+        return result
+
+    def train(self) -> TrainingResult:
+        """As `run`, but draws nothing, and a signal is told by the result alone: its `signal`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.step == 0:
             self.log.clear()
@@ -148,12 +162,11 @@ class Trainer:
         with signals.installed(), contextlib.closing(bar):
             if reason is None:
                 reason = self._loop(signals, bar)
-        seconds = self._elapsed()
-        if reason == "interrupted":
+            seconds = self._elapsed()
+            if reason != "interrupted":
+                self.finished = reason
             self._save()
-        else:
-            self.finished = reason
-            self._save()
+        if reason != "interrupted":
             assert self.best_weights is not None
             self.model.load_state_dict(self.best_weights)
         number = signals.caught if reason == "interrupted" else None
@@ -169,10 +182,14 @@ class Trainer:
             signal=None if number is None else int(number),
         )
         self.log.write("end", **result.to_json())
+        return result
+
+    def draw_learning_curve(self) -> None:
+        """Draws the run so far into its folder; what fails there is told on stderr."""
         if self.group.is_main and self.log.evaluations:
             title = f"{self.model.name} on {self.dataset.name} ({self.dataset.preparation})"
-            save_learning_curve(self.log.evaluations, self.folder / CURVE_FILE, title)
-        return result
+            with decoration(self.folder / CURVE_FILE):
+                save_learning_curve(self.log.evaluations, self.folder / CURVE_FILE, title)
 
     def _loop(self, signals: StopSignals, bar: ProgressBar) -> str:
         """Steps until there is a reason to stop, which it returns."""

@@ -32,3 +32,14 @@ class StopSignals:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
+
+
+def pass_on(number: int) -> None:
+    """Does what a signal would have done if the loop had not kept it: the process's own handler, or the end."""
+    handler = signal.getsignal(number)
+    if callable(handler) and handler is not signal.default_int_handler:
+        handler(number, None)
+        return
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)  # as a shell tells of it
