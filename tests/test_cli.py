@@ -230,6 +230,31 @@ def test_a_misspelt_option_is_told_its_name(capsys):
     assert "did you mean --epochs?" in err
 
 
+def test_a_run_that_still_improves_says_how_to_go_on(tmp_path, capsys):
+    options = ["--max-steps", "9", "--hidden-size", "8", "--binarize", "threshold", "--no-progress", "--samples", "0"]
+    code, out, err = run(capsys, "train", "nade", "--out", tmp_path / "run", *options)
+    assert (code, "trained 0.6 epochs" in out) == (0, True)
+    assert "budget 9 steps" in err
+    advice = json.loads((tmp_path / "run" / "result.json").read_text())["advice"]
+    assert "still falling" in advice
+    assert err.splitlines()[-1] == f"{advice}; go on with: pyar train --resume {tmp_path / 'run'} --max-steps 18"
+    command = err.splitlines()[-1].split("pyar ")[-1].split()
+    assert run(capsys, *command, "--no-progress", "--samples", "0")[0] == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 18
+
+
+def test_a_run_that_ends_at_a_plateau_says_so(tmp_path, capsys):
+    options = ["--schedule", "plateau", "--plateau-patience", "1", "--min-learning-rate", "0.01"]
+    options += ["--learning-rate", "0.02", "--plateau-threshold", "0.5", "--max-steps", "500"]
+    quick = ["--hidden-size", "4", "--no-progress", "--samples", "0"]
+    code, out, err = run(capsys, "train", "nade", "--out", tmp_path / "run", *options, *quick)
+    assert (code, "(a lower learning rate no longer helps)" in out) == (0, True)
+    assert "budget at most 500 steps" in err
+    assert "still falling" not in err
+    _, _, err = run(capsys, "train", "--resume", tmp_path / "run", "--no-progress", "--samples", "0")
+    assert "another --plateau-patience or --min-learning-rate lets it go on" in err
+
+
 def test_pictures_come_last_and_their_failure_is_a_line_each(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "run"
 

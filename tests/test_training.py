@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -282,6 +284,111 @@ def test_patience_ends_the_run(tmp_path):
         assert later.finished == finished
 
 
+PLATEAU = {"epochs": None, "max_steps": 4000, "schedule": "plateau", "plateau_patience": 3, "learning_rate": 0.1}
+
+
+def test_at_a_plateau_the_rate_falls_from_the_best_weights_until_that_brings_nothing(tmp_path):
+    trainer = make(tmp_path, ema=0.9, **PLATEAU)
+    starts, step = {}, trainer._step
+
+    def look(*arguments):
+        starts.setdefault(trainer.plateau.falls, weights(trainer).clone())
+        return step(*arguments)
+
+    trainer._step = look
+    restored, follow = [], trainer.plateau.follow
+
+    def note_best(nll, config):
+        falls = follow(nll, config)
+        if falls:
+            best = [trainer.best_weights[name] for name, _ in trainer.model.named_parameters()]
+            restored.append(torch.cat([w.flatten() for w in best]))
+        return falls
+
+    trainer.plateau.follow = note_best
+    result = trainer.run()
+    assert (result.reason, result.still_improving, result.advice) == ("plateau", False, None)
+    assert result.steps < 4000
+    logged = evaluations(tmp_path)
+    rates = sorted({r["learning_rate"] for r in logged}, reverse=True)
+    assert rates == pytest.approx([0.1 * 0.3**n for n in range(len(rates))])
+    assert len(rates) == len(restored) + 1 >= 2
+    for fall, best in enumerate(restored, start=1):
+        assert torch.equal(starts[fall], best)
+    # The stages, cut by hand: each lasts until three evaluations in a row gain less than a ten-thousandth.
+    reference, waited, gained, rate = math.inf, 0, False, 0
+    for record in logged:
+        assert record["learning_rate"] == pytest.approx(0.1 * 0.3**rate)
+        if record["valid_nll"] < reference * (1 - 1e-4):
+            reference, waited, gained = record["valid_nll"], 0, True
+        else:
+            waited += 1
+        if waited == 3 and gained:
+            waited, gained, rate = 0, False, rate + 1
+    assert (waited, gained) == (3, False)
+
+
+def test_the_least_learning_rate_ends_the_run(tmp_path):
+    result = make(tmp_path, **PLATEAU, min_learning_rate=0.05).run()
+    assert result.reason == "plateau"
+    assert {r["learning_rate"] for r in evaluations(tmp_path)} == {0.1}
+
+
+def test_a_plateau_is_resumed_bit_for_bit(tmp_path):
+    settings = PLATEAU | {"ema": 0.9}
+    whole = make(tmp_path / "whole", **settings)
+    wanted = whole.run()
+    falls = [
+        b["step"]
+        for a, b in itertools.pairwise(evaluations(tmp_path / "whole"))
+        if a["learning_rate"] > b["learning_rate"]
+    ]
+    assert falls
+    for stop_at in (falls[0] - 9, falls[0] - 8, falls[0] + 3, wanted.steps - 2):
+        folder = tmp_path / str(stop_at)
+        parts = make(folder, **settings)
+        Stopper(parts, stop_at, signal.SIGTERM)
+        assert parts.train().reason == "interrupted"
+        again = make(folder, **settings)
+        again.resume()
+        result = again.run()
+        assert (result.reason, result.steps, result.best_valid_nll) == ("plateau", wanted.steps, wanted.best_valid_nll)
+        assert torch.equal(weights(again), weights(whole))
+        assert evaluations(folder) == evaluations(tmp_path / "whole")
+    done = make(tmp_path / "whole", **settings)
+    done.resume()
+    assert done.run().steps == wanted.steps
+    more = make(tmp_path / "whole", **{**settings, "plateau_patience": 9})
+    more.resume()
+    assert more.run().steps > wanted.steps
+
+
+def test_the_first_of_two_budgets_ends_the_run(tmp_path):
+    for settings, steps in (({"epochs": 2, "max_steps": 99}, 16), ({"epochs": 9, "max_steps": 21}, 21)):
+        result = make(tmp_path, **settings).run()
+        assert (result.reason, result.steps) == ("budget", steps)
+
+
+def test_a_run_that_ends_while_it_improves_says_what_to_raise(tmp_path):
+    result = make(tmp_path / "short", epochs=None, max_steps=40, learning_rate=0.02, schedule="constant").run()
+    logged = evaluations(tmp_path / "short")
+    gain = logged[-2]["valid_nll"] - logged[-1]["valid_nll"]
+    assert gain > 0
+    assert result.still_improving
+    assert result.advice == (
+        f"the valid NLL was still falling, by {gain:.2g} nats over the last tenth of the run: raise max_steps"
+    )
+    end = json.loads((tmp_path / "short" / "log.jsonl").read_text().splitlines()[-1])
+    assert (end["event"], end["advice"]) == ("end", result.advice)
+    # A run that is past its best, and one that its rate of zero has stopped, have nothing to gain by more of the same.
+    past = make(tmp_path / "past", epochs=60, learning_rate=0.3, schedule="constant").run()
+    still = make(tmp_path / "still", epochs=3, learning_rate=1e-9).run()
+    assert (past.reason, past.still_improving, past.advice) == ("budget", False, None)
+    assert (still.reason, still.still_improving) == ("budget", False)
+    one = make(tmp_path / "one", epochs=1).run()
+    assert one.advice == "the valid NLL was still falling, as far as one evaluation tells: raise epochs"
+
+
 def test_a_time_budget_ends_the_run_with_the_rate_near_zero(tmp_path):
     result = make(tmp_path, epochs=None, time_budget=0.5).run()
     assert result.reason == "budget"
@@ -387,6 +494,8 @@ def test_schedules():
         assert config.rate(0, 0.0) == 2.0
         assert config.rate(10, 0.5) == pytest.approx(2.0 * half)
         assert config.rate(10, 1.0) == pytest.approx(2.0 if schedule == "constant" else 0.0)
+    plateau = TrainingConfig(learning_rate=2.0, schedule="plateau", plateau_factor=0.5)
+    assert [plateau.rate(9, progress, 2) for progress in (0.0, 0.8, 0.9, 1.0)] == pytest.approx([0.5, 0.5, 0.25, 0.0])
     assert TrainingConfig(learning_rate=1.0, warmup_steps=4, schedule="constant").rate(1, 0.1) == pytest.approx(0.4)
 
 
@@ -401,6 +510,12 @@ def test_schedules():
         {"seed": -1},
         {"time_budget": 0.0},
         {"patience": -1},
+        {"max_steps": 0},
+        {"plateau_factor": 1.0},
+        {"plateau_factor": 0.0},
+        {"plateau_patience": 0},
+        {"plateau_threshold": -1.0},
+        {"min_learning_rate": 0.0},
     ],
 )
 def test_wrong_settings_are_refused(wrong):

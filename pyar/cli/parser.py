@@ -184,6 +184,7 @@ def _add_train(commands) -> None:
     _add_data(parser, None, "digits")
     group = parser.add_argument_group("budget (defaults by model and data set)")
     group.add_argument("--epochs", type=_POSITIVE, metavar="N", help="passes over the train split")
+    group.add_argument("--max-steps", type=_POSITIVE_COUNT, metavar="N", help="steps of the optimiser")
     group.add_argument(
         "--time-budget",
         type=duration,
@@ -212,7 +213,26 @@ def _add_train(commands) -> None:
     group = parser.add_argument_group("optimiser (defaults by model and data set)")
     group.add_argument("--batch-size", type=_POSITIVE_COUNT, metavar="B", help="examples per step, over all processes")
     group.add_argument("--learning-rate", type=_POSITIVE, metavar="R", help="Adam's step size")
-    group.add_argument("--schedule", choices=("linear", "cosine", "constant"), help="of the step size over the budget")
+    group.add_argument(
+        "--schedule",
+        choices=("linear", "cosine", "constant", "plateau"),
+        help="of the step size over the budget; plateau: it falls when the valid NLL no longer does",
+    )
+    group.add_argument(
+        "--plateau-patience", type=_POSITIVE_COUNT, metavar="N", help="plateau: after N evaluations without gain"
+    )
+    group.add_argument(
+        "--plateau-factor",
+        type=_number(float, 0, 0.999999, above=True),
+        metavar="F",
+        help="plateau: to F of what it was",
+    )
+    group.add_argument(
+        "--plateau-threshold", type=_NOT_NEGATIVE, metavar="P", help="plateau: a gain is a part P of the NLL"
+    )
+    group.add_argument(
+        "--min-learning-rate", type=_POSITIVE, metavar="R", help="plateau: the run ends before it falls below R"
+    )
     group.add_argument("--warmup-steps", type=_COUNT, metavar="N", help="steps over which the step size rises")
     group.add_argument("--clip-norm", type=_NOT_NEGATIVE, metavar="C", help="greatest gradient norm; 0: none")
     group.add_argument("--weight-decay", type=_NOT_NEGATIVE, metavar="W", help="decoupled, on matrices")

@@ -20,6 +20,7 @@ from pyar.files import write_text
 from pyar.models import MODELS, AutoregressiveModel
 from pyar.plots import decoration, save_sheet
 from pyar.training import Trainer, TrainingConfig, model_defaults, training_defaults
+from pyar.training.config import BUDGETS
 from pyar.training.loop import CURVE_FILE
 from pyar.training.parallel import Group, process_group
 
@@ -29,9 +30,13 @@ _MODEL_OPTIONS = {
     "nade": ("hidden_size", "input", "mlp_sizes"),
     "pixel-lstm": ("hidden_size", "input", "num_layers", "checkpoint_steps", "weight_dtype"),
 }
-_ENDED = {"budget": "the budget is used up", "patience": "no improvement for a while"}
-_BUDGET = {"epochs", "time_budget"}
-_RESUME_OPTIONS = ("epochs", "time_budget", "patience", "save_every", "eval_batch_size")
+_ENDED = {
+    "budget": "the budget is used up",
+    "patience": "no improvement for a while",
+    "plateau": "a lower learning rate no longer helps",
+}
+_LONGER = {"patience": ("patience",), "plateau": ("plateau_patience", "min_learning_rate"), "budget": BUDGETS}
+_RESUME_OPTIONS = (*BUDGETS, "patience", "plateau_patience", "min_learning_rate", "save_every", "eval_batch_size")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -58,10 +63,8 @@ def _new_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     config = training_defaults(arguments.model, spec["data"])
     said = {field.name: getattr(arguments, field.name) for field in fields(TrainingConfig)}
     said = {name: value for name, value in said.items() if value is not None}
-    if ("epochs" in said) != ("time_budget" in said):  # one kind of budget replaces the default of the other kind
-        config = replace(config, **{"epochs": None, "time_budget": None, **{k: said[k] for k in said.keys() & _BUDGET}})
     with user_errors(ValueError):
-        config = replace(config, **said)
+        config = replace(config, **_one_budget(said))
     model_options = model_defaults(arguments.model, spec["data"])
     for name in sorted({option for options in _MODEL_OPTIONS.values() for option in options}):
         value = getattr(arguments, name)
@@ -78,6 +81,11 @@ def _new_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "data_dir": str(Path(data_dir).resolve()) if data_dir else None,
         "training": config.to_json(),
     }
+
+
+def _one_budget(said: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the user said; a budget among them replaces those of other kinds that were there."""
+    return {**dict.fromkeys(BUDGETS), **said} if said.keys() & set(BUDGETS) else said
 
 
 def _lasting_name(data: str) -> str:
@@ -110,10 +118,8 @@ def _resumed_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
         raise UserError(f"{names} cannot be changed in a resumed run; start a new one")
     said = {name: getattr(arguments, name) for name in _RESUME_OPTIONS if getattr(arguments, name) is not None}
-    if ("epochs" in said) != ("time_budget" in said):
-        said = {"epochs": None, "time_budget": None, **said}
     with user_errors(ValueError):
-        settings["training"] = replace(config, **said).to_json()
+        settings["training"] = replace(config, **_one_budget(said)).to_json()
     # The same data may have moved; that they are the same is checked when the training state is taken up.
     if arguments.data is not None:
         settings["data_spec"]["data"] = _lasting_name(arguments.data)
@@ -189,8 +195,8 @@ def _train(
         note(f"model  {model.name}, {weights:,} weights, {_short(model.config)}, on {device}")
         note(f"budget {_budget(config)}; writing to {folder}")
         if trainer.finished is not None:
-            more = {"budget": "--epochs or --time-budget", "patience": "--patience"}[trainer.finished]
-            note(f"this run has ended already ({_ENDED[trainer.finished]}); a larger {more} lets it go on")
+            options = " or ".join(f"--{name.replace('_', '-')}" for name in _LONGER[trainer.finished])
+            note(f"this run has ended already ({_ENDED[trainer.finished]}); another {options} lets it go on")
     result = trainer.train()
     if result.reason == "interrupted":
         if group.is_main:
@@ -228,6 +234,8 @@ def _report(
         print(f"trained {result['epochs']:.1f} epochs in {result['seconds']:.0f} s ({_ENDED[result['reason']]})")
         for evaluation in evaluations:
             print(evaluation, flush=True)
+    if result["advice"] is not None:
+        note(f"{result['advice']}; go on with: pyar train --resume {folder} --{_raised(config)}")
     trainer.draw_learning_curve()
     if arguments.samples:
         with decoration(folder / SHEET_FILE):
@@ -238,6 +246,12 @@ def _report(
             if (folder / file).exists():
                 print(f"{name}: {folder / file}")
     return 0
+
+
+def _raised(config: TrainingConfig) -> str:
+    """An option with twice the budget."""
+    name = next(name for name in BUDGETS if getattr(config, name) is not None)
+    return f"{name.replace('_', '-')} {2 * getattr(config, name):.10g}"
 
 
 def _load_in_turn(arguments: argparse.Namespace, settings: dict[str, Any], group: Group, progress: bool) -> Dataset:
@@ -262,9 +276,15 @@ def _budget(config: TrainingConfig) -> str:
     parts = []
     if config.epochs is not None:
         parts.append(f"{config.epochs:g} epoch{'' if config.epochs == 1 else 's'}")
+    if config.max_steps is not None:
+        parts.append(
+            f"at most {config.max_steps:,} steps" if config.schedule == "plateau" else f"{config.max_steps:,} steps"
+        )
     if config.time_budget is not None:
         seconds = config.time_budget
         parts.append(f"{seconds:g} s" if seconds < 60 else f"{seconds / 60:g} min")
     if config.patience:
         parts.append(f"patience {config.patience} evaluations")
+    if config.schedule == "plateau":
+        parts.append("less if the valid NLL stops falling")
     return ", ".join(parts)

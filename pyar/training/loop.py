@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pyar.data import Dataset
 from pyar.evaluation import check_fits, log_probs
 from pyar.models import AutoregressiveModel
 from pyar.plots import decoration, save_learning_curve
-from pyar.training.config import TrainingConfig
+from pyar.training.config import BUDGETS, TrainingConfig
 from pyar.training.log import RunLog
 from pyar.training.parallel import Group
 from pyar.training.progress import ProgressBar
@@ -39,7 +39,12 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a run ended. `reason`: "budget", "patience" or "interrupted"; then `signal` is the signal's number."""
+    """How a run ended.
+
+    `reason`: "budget" (used up), "patience", "plateau" (a lower learning rate no longer helps) or "interrupted"; then
+    `signal` is the signal's number. `still_improving`: the budget ended the run while the valid NLL was falling;
+    `advice` then says by how much and what to raise.
+    """
 
     reason: str
     steps: int
@@ -48,10 +53,38 @@ class TrainingResult:
     best_valid_nll: float | None
     best_step: int | None
     signal: int | None = None
+    still_improving: bool = False
+    advice: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values by name."""
         return dict(vars(self))
+
+
+@dataclass
+class _Plateau:
+    """Where the schedule "plateau" stands; part of the training state."""
+
+    falls: int = 0
+    reference: float | None = None  # the valid NLL of the last evaluation that gained enough
+    waited: int = 0  # evaluations since then, or since the last fall
+    gained: bool = False  # whether any has gained since the last fall
+    ended: bool = False
+
+    def follow(self, nll: float, config: TrainingConfig) -> bool:
+        """Takes note of an evaluation; whether the learning rate falls now."""
+        if self.reference is None or nll < self.reference - config.plateau_threshold * abs(self.reference):
+            self.reference, self.waited, self.gained = nll, 0, True
+            return False
+        self.waited += 1
+        if self.waited < config.plateau_patience:
+            return False
+        lower = config.learning_rate * config.plateau_factor ** (self.falls + 1)
+        if not self.gained or lower < config.min_learning_rate:
+            self.ended = True
+            return False
+        self.falls, self.waited, self.gained = self.falls + 1, 0, False
+        return True
 
 
 class Trainer:
@@ -97,7 +130,10 @@ class Trainer:
 
         self.steps_per_epoch = -(-len(dataset.train) // config.batch_size)
         self.eval_steps = max(1, round(config.eval_every * self.steps_per_epoch))
-        self.total_steps = None if config.epochs is None else max(1, math.ceil(config.epochs * self.steps_per_epoch))
+        limits = [] if config.max_steps is None else [config.max_steps]
+        if config.epochs is not None:
+            limits.append(max(1, math.ceil(config.epochs * self.steps_per_epoch)))
+        self.total_steps = min(limits, default=None)
         self.optimizer = self._make_optimizer()
         self.average = [p.detach().clone() for p in self.parameters] if config.ema else None
 
@@ -110,6 +146,7 @@ class Trainer:
         self.best_step: int | None = None
         self.best_weights: dict[str, Tensor] | None = None
         self.evaluations_since_best = 0
+        self.plateau = _Plateau()
         self.finished: str | None = None
         self.log = RunLog(self.folder / LOG_FILE, is_main=self.group.is_main)
 
@@ -172,6 +209,7 @@ class Trainer:
         number = signals.caught if reason == "interrupted" else None
         if reason == "interrupted" and number is None:
             number = signal.SIGTERM  # another process of the group was told to stop
+        advice = self._advice() if reason == "budget" else None
         result = TrainingResult(
             reason=reason,
             steps=self.step,
@@ -180,9 +218,22 @@ class Trainer:
             best_valid_nll=self.best_nll,
             best_step=self.best_step,
             signal=None if number is None else int(number),
+            still_improving=advice is not None,
+            advice=advice,
         )
         self.log.write("end", **result.to_json())
         return result
+
+    def _advice(self) -> str | None:
+        """What to raise, if the valid NLL was still falling in the last tenth of the run."""
+        earlier = [r["valid_nll"] for r in self.log.evaluations if r["step"] <= 0.9 * self.step]
+        assert self.best_nll is not None
+        gain = min(earlier, default=math.inf) - self.best_nll
+        if not gain > self.config.plateau_threshold * abs(self.best_nll):
+            return None
+        names = [name for name in BUDGETS if getattr(self.config, name) is not None]
+        fell = f"by {gain:.2g} nats over the last tenth of the run" if earlier else "as far as one evaluation tells"
+        return f"the valid NLL was still falling, {fell}: raise {' or '.join(names)}"
 
     def draw_learning_curve(self) -> None:
         """Draws the run so far into its folder; what fails there is told on stderr."""
@@ -221,6 +272,8 @@ class Trainer:
                 return "budget"
             if config.patience and self.evaluations_since_best >= config.patience:
                 return "patience"
+            if self.plateau.ended:
+                return "plateau"
             if self.stop_requested:
                 return "interrupted"
             if now - last_save >= config.save_every:
@@ -248,7 +301,7 @@ class Trainer:
         self.stop_requested = stop
         if config.clip_norm:
             torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm, foreach=True)
-        rate = config.rate(self.step, progress)
+        rate = config.rate(self.step, progress, self.plateau.falls)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.rate = rate
@@ -344,6 +397,11 @@ class Trainer:
             seconds=self._elapsed(),
         )
         self._show(bar, train_nll)
+        if self.config.schedule == "plateau" and self.plateau.follow(nll, self.config):
+            assert self.best_weights is not None
+            self.model.load_state_dict(self.best_weights)
+            if self.average is not None:
+                self.average = [p.detach().clone() for p in self.parameters]
 
     def _diverged(self) -> None:
         where = f"step {self.step} (epoch {self.step / self.steps_per_epoch:.1f})"
@@ -403,6 +461,7 @@ class Trainer:
                 "best_nll": self.best_nll,
                 "best_step": self.best_step,
                 "evaluations_since_best": self.evaluations_since_best,
+                "plateau": asdict(self.plateau),
                 "step": self.step,
                 "seconds": self._elapsed(),
                 "train_sum": self.train_sum,
@@ -462,6 +521,7 @@ class Trainer:
                 state["best_step"],
             )
             self.evaluations_since_best = state["evaluations_since_best"]
+            self.plateau = _Plateau(**state.get("plateau", {}))
             self.step, self.seconds = state["step"], state["seconds"]
             self.train_sum.copy_(state["train_sum"])
             self.train_count = state["train_count"]
@@ -471,9 +531,11 @@ class Trainer:
                 torch.cuda.set_rng_state(state["cuda_random_state"], self.device)
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{self.folder / STATE_FILE} does not fit this model: {error}") from error
-        deciding = {"budget": ("epochs", "time_budget"), "patience": ("patience",)}.get(state["finished"], ())
-        if all(theirs.get(name) == getattr(self.config, name) for name in deciding):
+        deciding = {"budget": BUDGETS, "patience": ("patience",), "plateau": ("plateau_patience", "min_learning_rate")}
+        if all(theirs.get(name) == getattr(self.config, name) for name in deciding.get(state["finished"], ())):
             self.finished = state["finished"]
+        else:
+            self.plateau.ended = False
         self.log.restore(log_bytes)
 
     def _show(self, bar: ProgressBar, train_nll: float | None = None) -> None:
