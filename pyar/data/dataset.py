@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,10 @@ class DataError(ValueError):
     """The data cannot be used as asked; the message says what came and what is expected."""
 
 
+class DataNotice(UserWarning):
+    """Something in the files was left out or decided; the data are right without it."""
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Three splits of integer vectors and what is needed to name them in a result.
@@ -28,6 +33,8 @@ class Dataset:
     `preparation`: how the states were made ("fixed binarisation …", "10 grey levels"), printed with every result.
     `intensities`: only for dynamic binarisation, the train split's grey values uint8 [N, D] with white = 255; `train`
     is then one drawing of them, and `train_states` draws anew for each epoch.
+    `labels`: {split: int64 [N]} of the splits whose labels were found beside the examples.
+    `class_names`: what the labels 0, 1, … are called, where they have names.
     """
 
     name: str
@@ -38,6 +45,8 @@ class Dataset:
     valid: torch.Tensor
     test: torch.Tensor
     intensities: torch.Tensor | None = None
+    labels: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for split in SPLITS:
@@ -53,6 +62,12 @@ class Dataset:
             raise DataError(f"{self.name}: the train split is empty")
         if self.image_shape is not None and math.prod(self.image_shape) != self.dim:
             raise DataError(f"{self.name}: images of {self.image_shape} do not have {self.dim} pixels")
+        for split, labels in self.labels.items():
+            if labels.dtype != torch.int64 or labels.shape != (len(self.split(split)),):
+                raise DataError(
+                    f"{self.name}: the labels of {split} should be int64 [{len(self.split(split))}], "
+                    f"but are {labels.dtype} {list(labels.shape)}"
+                )
 
     @property
     def dim(self) -> int:
@@ -133,12 +148,48 @@ def split_one(x: Uint8, seed: int = 0) -> tuple[Uint8, Uint8, Uint8]:
 # --- Grey values to states ---
 
 
-def quantise(x: Uint8, levels: int, white: int) -> Uint8:
+class States(NamedTuple):
+    """Arrays of states and what is told of them. `intensities`: the first one's grey values 0 … 255, if "dynamic"."""
+
+    arrays: list[Uint8]
+    num_states: int
+    preparation: str
+    intensities: Uint8 | None = None
+
+
+def quantise(x: NDArray, levels: int, white: int) -> Uint8:
     """Grey values 0 … white to `levels` states by bins of equal width: ⌊x·levels/(white + 1)⌋."""
-    if not 2 <= levels <= white + 1:
-        raise DataError(f"--levels should be 2 … {white + 1} for grey values 0 … {white}, but is {levels}")
+    most = min(white + 1, 256)
+    if not 2 <= levels <= most:
+        raise DataError(f"--levels should be 2 … {most} for grey values 0 … {white}, but is {levels}")
     table = np.arange(white + 1) * levels // (white + 1)
     return table.astype(np.uint8)[x]
+
+
+def grey_to_states(arrays: Sequence[NDArray], *, white: int, levels: int | None, binarize: str | None) -> States:
+    """States from arrays of grey values [N, D] in 0 … white, white at most 65535.
+
+    Exactly one of: `levels` states by `quantise`; `binarize="threshold"`: 1 where x > white/2; `"fixed"`: each pixel
+    drawn once with P(1) = x/white from a fixed seed; `"dynamic"`: as "fixed", and the first array's grey values are
+    kept, to be drawn anew. Random binarisation knows 256 grey values: others are rounded to them.
+    """
+    if (levels is None) == (binarize is None):
+        raise DataError("choose one of --levels and --binarize, not both")
+    if levels is not None:
+        depth = " of 16-bit grey values" if white > 255 else ""
+        return States([quantise(x, levels, white) for x in arrays], levels, f"{levels} grey levels{depth}")
+    if binarize == "threshold":
+        preparation = f"binarised by threshold: 1 above {white / 2:g} of {white}"
+        return States([(x > white / 2).astype(np.uint8) for x in arrays], 2, preparation)
+    if binarize not in ("fixed", "dynamic"):
+        raise DataError(f"--binarize should be fixed, threshold or dynamic, but is {binarize!r}")
+    grey = [x if white == 255 else np.round(x * (255 / white)).astype(np.uint8) for x in arrays]
+    # One seed per array; an epoch's drawing has a seed of two numbers, so that they never coincide with these.
+    states = [bernoulli(x, 2**32 + index) for index, x in enumerate(grey)]
+    if binarize == "dynamic":
+        preparation = "dynamic binarisation: train drawn anew each epoch, valid and test drawn once"
+        return States(states, 2, preparation, grey[0])
+    return States(states, 2, "binarised at random once, fixed seed")
 
 
 def prepare(
@@ -150,32 +201,28 @@ def prepare(
     levels: int | None,
     binarize: str | None,
 ) -> Dataset:
-    """A `Dataset` from splits of grey values uint8 [N, D] in 0 … white.
+    """A `Dataset` from train, valid, test as grey values [N, D] in 0 … white; see `grey_to_states`."""
+    return dataset_of(name, image_shape, grey_to_states(splits, white=white, levels=levels, binarize=binarize))
 
-    Exactly one of: `levels` states by `quantise`; `binarize="threshold"`: 1 where x > white/2; `"fixed"`: each pixel
-    drawn once with P(1) = x/white from a fixed seed; `"dynamic"`: valid and test as for "fixed", train drawn anew each
-    epoch.
-    """
-    if (levels is None) == (binarize is None):
-        raise DataError("choose one of --levels and --binarize, not both")
-    intensities = None
-    if levels is not None:
-        transform: Callable[[Uint8], Uint8] = lambda x: quantise(x, levels, white)  # noqa: E731
-        preparation, num_states = f"{levels} grey levels", levels
-        states = [transform(x) for x in splits]
-    elif binarize == "threshold":
-        preparation, num_states = f"binarised by threshold: 1 above {white / 2:g} of {white}", 2
-        states = [(x > white / 2).astype(np.uint8) for x in splits]
-    elif binarize in ("fixed", "dynamic"):
-        num_states = 2
-        grey = [x if white == 255 else np.round(x * (255 / white)).astype(np.uint8) for x in splits]
-        # One seed per split; an epoch's drawing has a seed of two numbers, so that they never coincide with these.
-        states = [bernoulli(x, 2**32 + index) for index, x in enumerate(grey)]
-        preparation = "binarised at random once, fixed seed"
-        if binarize == "dynamic":
-            intensities = torch.from_numpy(grey[0])
-            preparation = "dynamic binarisation: train drawn anew each epoch, valid and test drawn once"
-    else:
-        raise DataError(f"--binarize should be fixed, threshold or dynamic, but is {binarize!r}")
-    train, valid, test = (torch.from_numpy(np.ascontiguousarray(x)) for x in states)
-    return Dataset(name, num_states, image_shape, preparation, train, valid, test, intensities)
+
+def dataset_of(
+    name: str,
+    image_shape: tuple[int, int] | None,
+    states: States,
+    labels: Mapping[str, NDArray[np.int64]] | None = None,
+    class_names: tuple[str, ...] | None = None,
+) -> Dataset:
+    """A `Dataset` from the states of train, valid and test."""
+    train, valid, test = (torch.from_numpy(np.ascontiguousarray(x)) for x in states.arrays)
+    return Dataset(
+        name,
+        states.num_states,
+        image_shape,
+        states.preparation,
+        train,
+        valid,
+        test,
+        None if states.intensities is None else torch.from_numpy(np.ascontiguousarray(states.intensities)),
+        {split: torch.from_numpy(np.ascontiguousarray(x)) for split, x in (labels or {}).items()},
+        class_names,
+    )

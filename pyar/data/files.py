@@ -1,4 +1,4 @@
-"""Readers of files: IDX, AMAT text, NumPy arrays, folders of images. Each refuses what it does not understand."""
+"""Readers of files: IDX, AMAT text, NumPy arrays, safetensors. Each refuses what it does not understand."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from pyar.data.dataset import DataError, Uint8
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".pbm", ".webp")
+_IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4"}
 
 
-def read_idx(path: Path) -> Uint8:
-    """An IDX file of unsigned bytes, gzipped or not, as uint8 [N, …].
+def read_idx(path: Path) -> NDArray:
+    """An IDX file of integers, gzipped or not, as an array [N, …]; uint8 for unsigned bytes.
 
     Format (LeCun, http://yann.lecun.com/exdb/mnist/): two zero bytes, the type (8 = unsigned byte), the number of
-    dimensions, each dimension as a big-endian 32-bit number, then the values.
+    dimensions, each dimension as a big-endian 32-bit number, then the values, big-endian too.
     """
     content = path.read_bytes()
     if content[:2] == b"\x1f\x8b":
@@ -30,18 +30,18 @@ def read_idx(path: Path) -> Uint8:
     if len(content) < 4 or content[:2] != b"\0\0":
         raise DataError(f"{path} is not an IDX file: it begins with {content[:4]!r}, not two zero bytes")
     kind, ndim = content[2], content[3]
-    if kind != 8:
-        raise DataError(f"{path} holds IDX type 0x{kind:02x}; only unsigned bytes (0x08) are read")
+    if kind not in _IDX_TYPES:
+        raise DataError(f"{path} holds IDX type 0x{kind:02x}; only integers (0x08, 0x09, 0x0b, 0x0c) are read")
+    dtype = np.dtype(_IDX_TYPES[kind])
     header = 4 + 4 * ndim
     if ndim == 0 or len(content) < header:
         raise DataError(f"{path} is cut off within its IDX header ({len(content)} bytes, {ndim} dimensions)")
     shape = tuple(int(n) for n in np.frombuffer(content, dtype=">u4", count=ndim, offset=4))
-    expected = header + int(np.prod(shape, dtype=object))
+    expected = header + int(np.prod(shape, dtype=object)) * dtype.itemsize
     if len(content) != expected:
         raise DataError(f"{path} has {len(content)} bytes; its header {shape} asks for {expected}")
-    return (
-        np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape).copy()
-    )  # a copy, because a view of `bytes` is read-only
+    values = np.frombuffer(content, dtype=dtype, offset=header).reshape(shape)
+    return values.astype(dtype.newbyteorder("="))  # a copy, because a view of `bytes` is read-only
 
 
 def read_amat(path: Path) -> Uint8:
@@ -70,43 +70,54 @@ def read_amat(path: Path) -> Uint8:
 
 
 def read_numpy(path: Path) -> dict[str, NDArray]:
-    """The arrays of a .npz file by name, or of a .npy file as {"": array}. Pickled objects are refused."""
+    """The arrays of a .npz file by name, or of a .npy file as {"": array}.
+
+    Pickled objects are never loaded; a file of nothing else is refused.
+    """
+    arrays, objects = read_numpy_arrays(path)
+    if objects and not arrays:
+        raise _pickled(path)
+    return arrays
+
+
+def read_numpy_arrays(path: Path) -> tuple[dict[str, NDArray], list[str]]:
+    """The arrays of a NumPy file, and the names of those that are pickled objects, which are never loaded."""
+    arrays: dict[str, NDArray] = {}
+    objects: list[str] = []
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return {"": loaded}
+            return {"": loaded}, []
         with loaded:
-            return {key: loaded[key] for key in loaded.files}
+            for key in loaded.files:
+                try:
+                    member = loaded[key]
+                except ValueError as error:
+                    if "allow_pickle" not in str(error):
+                        raise
+                    objects.append(key)
+                else:
+                    if isinstance(member, np.ndarray):  # not so for a text file in the archive
+                        arrays[key] = member
+        return arrays, objects
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, OSError, KeyError) as error:
         if isinstance(error, FileNotFoundError):
             raise DataError(f"there is no file {path}") from error
         if "allow_pickle" in str(error):  # NumPy's remedy would run code from the file
-            raise DataError(
-                f"{path} cannot be read as NumPy data: it holds pickled objects, or is something else"
-            ) from error
+            raise _pickled(path) from error
         raise DataError(f"{path} cannot be read as NumPy data: {error}") from error
 
 
-def read_images(folder: Path) -> tuple[Uint8, tuple[int, int]]:
-    """The images of a folder in the order of their names, as grey uint8 [N, height·width] and (height, width)."""
-    from PIL import Image
+def _pickled(path: Path) -> DataError:
+    return DataError(f"{path} cannot be read as NumPy data: it holds pickled objects, or is something else")
 
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    if not paths:
-        raise DataError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    images: list[Uint8] = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("L"), dtype=np.uint8)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path} cannot be read as an image: {error}") from error
-        if images and pixels.shape != images[0].shape:
-            first = "×".join(map(str, images[0].shape))
-            raise DataError(
-                f"images differ in size: {path.name} is {'×'.join(map(str, pixels.shape))} (height × width), "
-                f"{paths[0].name} is {first}; crop or scale them to one size first"
-            )
-        images.append(pixels)
-    height, width = images[0].shape
-    return np.stack(images).reshape(len(images), height * width), (height, width)
+
+def read_safetensors(path: Path) -> dict[str, NDArray]:
+    """The tensors of a .safetensors file by name."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:  # TypeError: no such type in NumPy
+        raise DataError(f"{path} cannot be read as safetensors: {error}") from error

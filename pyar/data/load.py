@@ -1,22 +1,51 @@
-"""`load_dataset`: a name or a path to a `Dataset`."""
+"""`load_dataset`: a name or a path to a `Dataset`. `load_rows`: to rows for a model that is there already."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pyar.data import download
-from pyar.data.dataset import DataError, Dataset, Uint8, permutation, prepare, split_one, split_sizes
-from pyar.data.files import IMAGE_SUFFIXES, read_amat, read_idx, read_images, read_numpy
+from pyar.data.arrays import array_files, source_of_arrays, source_of_folder, source_of_table, stem
+from pyar.data.dataset import SPLITS, DataError, Dataset, dataset_of
+from pyar.data.files import read_amat, read_numpy, read_numpy_arrays, read_safetensors
+from pyar.data.folders import list_folder
+from pyar.data.idx import IdxFiles, find_idx, idx_of_file, read_idx_files
+from pyar.data.images import ImageOptions, is_image, read_image_folder, read_images, white_of_images
+from pyar.data.source import Source
+from pyar.data.states import Choice, check_numbers, to_states
+from pyar.data.tables import is_table
 
 DATASET_NAMES = ("digits", "mnist", "fashion-mnist", "binarized-mnist")
-DEFAULT_LEVELS = 10  # of 8-bit grey images: the ten-grey-level setting
+
+# What people have and pyar does not read: how to make it something that it reads.
+_PICKLED = "may run code when it is read; save it as .npy, .npz or .safetensors"
+_REMEDIES = {
+    **dict.fromkeys(
+        (".pt", ".pth"), f"{_PICKLED}: numpy.save('x.npy', torch.load('{{0}}', weights_only=True).numpy())"
+    ),
+    **dict.fromkeys((".pkl", ".pickle", ".joblib"), f"{_PICKLED}: numpy.save('x.npy', …)"),
+    ".mat": "is not read; save it as .npy: numpy.save('x.npy', scipy.io.loadmat('{0}')['NAME'])",
+    **dict.fromkeys(
+        (".h5", ".hdf5", ".hdf", ".nc"),
+        "is not read; save it as .npy: numpy.save('x.npy', h5py.File('{0}')['NAME'][:])",
+    ),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar"), "is an archive; unpack it first"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "is a spreadsheet; save it as .csv"),
+    **dict.fromkeys(
+        (".feather", ".arrow", ".json", ".jsonl", ".dta", ".sav"),
+        "is not read; save it as .csv or .parquet with pandas",
+    ),
+    **dict.fromkeys((".txt", ".dat"), "may be anything; if it is a table of numbers, give it a name that ends in .csv"),
+}
 
 # SHA-256 of np.packbits(train), …(valid), …(test): tells the published binarisation from other files of that name.
 _FIXED_BINARISATION = (
@@ -27,7 +56,7 @@ _FIXED_BINARISATION = (
 
 
 def load_dataset(
-    name: str,
+    name: str | os.PathLike[str],
     *,
     data_dir: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -35,113 +64,347 @@ def load_dataset(
     binarize: str | None = None,
     white: int | None = None,
     image_shape: tuple[int, int] | None = None,
+    grey: bool = False,
+    background: str | None = None,
     download_missing: bool = True,
     progress: bool = True,
 ) -> Dataset:
     """The data set of that name, or the one at that path.
 
     `name`: "digits" (scikit-learn's 8×8 digits, always there), "mnist", "fashion-mnist", "binarized-mnist" (the fixed
-    binarisation of Salakhutdinov & Murray 2008), or a path: .npy, .npz (`train`, `valid`, `test`, or one array), a
-    folder of images (or with subfolders train, valid, test), a folder of IDX files.
+    binarisation of Salakhutdinov & Murray 2008), or a path: .npy, .npz, .safetensors, .csv, .tsv, .parquet, .amat, an
+    IDX file, or a folder of images, of IDX files, or of arrays and tables. Names say the splits (train, valid, test and
+    what else they are called); train and test alone give a tenth of train to valid; what has no splits is split
+    80/10/10 in a fixed random order.
     `data_dir`: a folder to look in first, else the environment variable PYAR_DATA; what is not there is downloaded into
-    `cache_dir` (default: the user's cache folder) unless `download_missing` is false.
+    `cache_dir` (default: the user's cache folder) unless `download_missing` is false. "~" is the home directory in all.
     `levels`: quantise grey values to so many states. `binarize`: "fixed", "threshold" or "dynamic" (see `prepare`).
-    `white`: the greatest grey value, for arrays where it cannot be told from the values.
+    `white`: the greatest grey value, for arrays and tables where it cannot be told from the values.
     `image_shape`: height and width of vectors that are images, for drawing; a square is assumed where D is one.
+    `grey`: convert colour images. `background`: "white" or "black", what lies behind transparent images.
+
+    Raises `DataError` for what cannot be read exactly; warns with `DataNotice` of what was left out.
+
+    >>> load_dataset("digits", binarize="threshold").describe()
+    'digits (binarised by threshold: 1 above 8 of 16), 8×8, 2 states, 1,439 / 179 / 179 train/valid/test'
     """
-    if levels is not None and binarize is not None:
-        raise DataError("choose one of --levels and --binarize, not both")
+    choice = Choice(levels, binarize, white)
     roots = _roots(data_dir)
-    cache = Path(cache_dir) if cache_dir is not None else download.default_cache_dir()
-    choice = {"levels": levels, "binarize": binarize}
+    cache = None if cache_dir is None else Path(os.path.expanduser(cache_dir))
     if name in DATASET_NAMES:
-        _only_for_arrays(name, white, image_shape)
-    if name == "digits":
-        return _digits(**choice)
-    if name in ("mnist", "fashion-mnist"):
-        return _idx_dataset(name, roots, cache, download_missing, progress, **choice)
-    if name == "binarized-mnist":
-        if levels is not None or binarize is not None:
-            raise DataError("binarized-mnist is binary already; --levels and --binarize are for --data mnist")
-        return _binarized_mnist(roots, cache, download_missing, progress)
+        _only_for_arrays(str(name), white, image_shape)
+        _only_for_images(str(name), grey, background)
+        return _named(str(name), roots, cache, download_missing, progress, choice)
     path = _find_path(name, roots)
-    if path.is_dir():
-        _only_for_arrays(str(path), white, image_shape)
-        if _idx_file(path, "train-images-idx3-ubyte"):
-            return _from_idx(path.name, path, **choice)
-        return _image_folder(path, **choice)
-    if path.suffix in (".npy", ".npz"):
-        return _array_file(path, white=white, image_shape=image_shape, **choice)
-    raise DataError(f"{path} is neither .npy, .npz nor a folder; --data takes those or {', '.join(DATASET_NAMES)}")
+    source = _read(path, image_shape, white, ImageOptions(grey, background)).with_splits()
+    shape = _image_shape(source.dim, source.image_shape)
+    return dataset_of(_title(path), shape, to_states(source, choice), source.labels, source.class_names)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Examples for a model that is there already, in the order of their files.
+
+    `x`: uint8 [N, D] of states 0 … num_states − 1, of which any may be absent; N may be 0. `split`: "train", "valid",
+    "test" or "all rows". `labels`: int64 [N] or None. `files`: each row's file, where each has its own.
+    The other fields are a `Dataset`'s.
+    """
+
+    name: str
+    split: str
+    num_states: int
+    image_shape: tuple[int, int] | None
+    preparation: str
+    x: torch.Tensor
+    labels: torch.Tensor | None = None
+    class_names: tuple[str, ...] | None = None
+    files: tuple[str, ...] | None = None
+
+    @property
+    def dim(self) -> int:
+        """D, the length of the vectors."""
+        return self.x.shape[1]
+
+
+def load_rows(
+    name: str | os.PathLike[str],
+    *,
+    dim: int,
+    num_states: int,
+    split: str | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    levels: int | None = None,
+    binarize: str | None = None,
+    white: int | None = None,
+    image_shape: tuple[int, int] | None = None,
+    grey: bool = False,
+    background: str | None = None,
+    download_missing: bool = True,
+    progress: bool = True,
+) -> Rows:
+    """The examples of a data set or file for a model of `dim` dimensions with `num_states` states, which decides.
+
+    A file or folder without splits gives all its rows in its own order, whatever their number. One that has splits
+    gives `split` ("test" if that is None), and so do the named data sets. `split` for a file without splits takes that
+    part of the partition that `load_dataset` makes.
+    Integers 0 … K − 1 are states as they are, −1 and +1 or 0 and 255 the states of a model that has two; grey values of
+    images become `num_states` levels; other choices are those of `load_dataset`. `image_shape`: the model's, if it is
+    known; images of another are refused, also if they have `dim` pixels.
+
+    Raises `DataError` where the values or their number do not fit the model.
+    """
+    if split is not None and split not in SPLITS:
+        raise DataError(f"there is no split {split!r}; the splits are {', '.join(SPLITS)}")
+    choice = Choice(levels, binarize, white, num_states)
+    roots = _roots(data_dir)
+    if name in DATASET_NAMES:
+        own_levels = num_states if not choice.made and name != "binarized-mnist" and num_states > 2 else levels
+        if own_levels is None and binarize is None and name != "binarized-mnist":
+            raise DataError(f"{name} holds grey values; say how to make them binary, as for the model: --binarize …")
+        where: dict[str, Any] = {"data_dir": data_dir, "cache_dir": cache_dir}
+        where |= {"download_missing": download_missing, "progress": progress}
+        dataset = load_dataset(
+            name, levels=own_levels, binarize=binarize, white=white, grey=grey, background=background, **where
+        )
+        split = split or "test"
+        rows = Rows(
+            dataset.name,
+            split,
+            dataset.num_states,
+            dataset.image_shape,
+            dataset.preparation,
+            dataset.split(split),
+            dataset.labels.get(split),
+            dataset.class_names,
+        )
+        if dataset.num_states != num_states:
+            raise DataError(f"{name} ({dataset.preparation}) has {dataset.num_states} states, the model {num_states}")
+        return _checked(rows, dim, image_shape)
+    path = _find_path(name, roots)
+    shape_of_vectors = None if image_shape is None or math.prod(image_shape) != dim else image_shape
+    source = _read(path, None, white, ImageOptions(grey, background), dim)
+    if split is not None or len(source.parts) > 1:
+        part = split or "test"
+        if split is None and part not in source.parts:
+            raise DataError(f"{path} has no test split; choose one by --split: {', '.join(source.parts)}")
+        source = source.with_splits() if part not in source.parts else source
+    else:
+        (part,) = source.parts
+    # All parts together, so that a file's spins are spins also where one part happens to have only +1.
+    states = to_states(source, choice)
+    index = list(source.parts).index(part)
+    labels = source.labels.get(part)
+    rows = Rows(
+        _title(path),
+        part or "all rows",
+        states.num_states,
+        source.image_shape or shape_of_vectors or _image_shape(source.dim, None),
+        states.preparation,
+        torch.from_numpy(np.ascontiguousarray(states.arrays[index])),
+        None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)),
+        source.class_names,
+        source.files.get(part),
+    )
+    return _checked(rows, dim, image_shape)
+
+
+def _checked(rows: Rows, dim: int, image_shape: tuple[int, int] | None) -> Rows:
+    if rows.dim != dim:
+        raise DataError(f"the model is of {dim} dimensions, {rows.name} of {rows.dim}")
+    if image_shape is not None and rows.image_shape is not None and tuple(image_shape) != tuple(rows.image_shape):
+        sizes = ["×".join(map(str, shape)) for shape in (image_shape, rows.image_shape)]
+        raise DataError(
+            f"the model is of images of {sizes[0]} (height × width), {rows.name} holds images of {sizes[1]}"
+        )
+    return rows
 
 
 def _only_for_arrays(name: str, white: int | None, image_shape: tuple[int, int] | None) -> None:
     for option, value in (("--white", white), ("--image-shape", image_shape)):
         if value is not None:
-            raise DataError(f"{option} is for .npy and .npz files; {name} says itself what it is")
+            raise DataError(f"{option} is for arrays and tables; {name} says itself what it is")
+
+
+def _only_for_images(name: str, grey: bool, background: str | None) -> None:
+    for option, value in (("--grey", grey), ("--background", background)):
+        if value:
+            raise DataError(f"{option} is for images; {name} holds none that it could apply to")
 
 
 def _roots(data_dir: str | os.PathLike[str] | None) -> list[Path]:
-    if data_dir is None:
-        data_dir = os.environ.get("PYAR_DATA") or None
-        if data_dir is None:
-            return []
-        source = "PYAR_DATA"
+    source = "PYAR_DATA" if data_dir is None else "--data-dir"
+    named = (os.environ.get("PYAR_DATA") or None) if data_dir is None else data_dir
+    if named is None:
+        return []
+    folder = Path(os.path.expanduser(named))
+    if not folder.is_dir():
+        raise DataError(f"{source} names {named}, which is not a folder")
+    return [folder]
+
+
+def _find_path(name: str | os.PathLike[str], roots: list[Path]) -> Path:
+    if not os.fspath(name):
+        raise DataError("the name of the data is empty")
+    path = Path(os.path.expanduser(name))
+    for candidate in [path, *(root / path for root in roots)]:
+        try:
+            if candidate.exists():
+                return candidate
+        except OSError as error:  # a name too long, a folder that may not be entered
+            raise DataError(f"{candidate} cannot be read: {error.strerror}") from error
+    if path.is_symlink():
+        raise DataError(f"{path} is a link to nothing")
+    raise DataError(
+        f"there is no data set and no file {os.fspath(name)!r}; the data sets are {', '.join(DATASET_NAMES)}"
+    )
+
+
+def _title(path: Path) -> str:
+    """What a file's data are called: printable, whatever the bytes of its name."""
+    whole = Path(os.path.abspath(path))  # the name of "." too
+    return os.fsencode(whole.name if path.is_dir() else stem(whole)).decode("utf-8", "replace")
+
+
+# --- Files and folders ---
+
+
+def _read(
+    path: Path,
+    image_shape: tuple[int, int] | None,
+    white: int | None,
+    images: ImageOptions,
+    dim: int | None = None,
+) -> Source:
+    """What is at a path. `dim`: of the model that is there already."""
+    try:
+        source = (_read_folder if path.is_dir() else _read_file)(path, image_shape, white, images, dim)
+    except OSError as error:
+        raise DataError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
+    check_numbers(source)
+    return source
+
+
+def _read_folder(
+    path: Path, image_shape: tuple[int, int] | None, white: int | None, images: ImageOptions, dim: int | None
+) -> Source:
+    folder = list_folder(path)
+    if array_files(folder) and not any(map(is_image, folder.files)):
+        _only_for_images(str(path), images.grey, images.background)
+        return source_of_folder(folder, image_shape, dim)
+    _only_for_arrays(str(path), white, image_shape)
+    if files := find_idx(path, depth=2):
+        _only_for_images(str(path), images.grey, images.background)
+        return read_idx_files(path, files)
+    return read_image_folder(path, images)
+
+
+def _read_file(
+    path: Path, image_shape: tuple[int, int] | None, white: int | None, images: ImageOptions, dim: int | None
+) -> Source:
+    suffix = path.suffix.lower()
+    if is_image(path):
+        _only_for_arrays(str(path), white, image_shape)
+        pixels, shape = read_images([path], images)
+        return Source(
+            path, {"": pixels}, image_shape=shape, white=white_of_images(path, [pixels]), files={"": (path.name,)}
+        )
+    _only_for_images(str(path), images.grey, images.background)
+    if files := idx_of_file(path):
+        _only_for_arrays(str(path), white, image_shape)
+        return read_idx_files(path, files)
+    if is_table(path):
+        return source_of_table(path, image_shape, dim)
+    if suffix == ".amat":
+        return Source(path, {"": read_amat(path)}, image_shape=image_shape)
+    if suffix in (".npy", ".npz"):
+        arrays, objects = read_numpy_arrays(path)
+        if objects and not arrays:
+            read_numpy(path)  # says what is wrong with it
+    elif suffix == ".safetensors":
+        arrays, objects = read_safetensors(path), []
     else:
-        source = "--data-dir"
-    if not Path(data_dir).is_dir():
-        raise DataError(f"{source} names {data_dir}, which is not a folder")
-    return [Path(data_dir)]
+        remedy = _REMEDIES.get(suffix, "is nothing that is read").format(path.name)
+        raise DataError(
+            f"{path} is neither an array, nor a table, nor a folder: {suffix or 'a file without a suffix'} {remedy}. "
+            "--data takes .npy, .npz, .safetensors, .csv, .tsv, .parquet, .amat, folders, or "
+            f"{', '.join(DATASET_NAMES)}"
+        )
+    if dim is not None and len(arrays) == 1:
+        ((key, x),) = arrays.items()
+        if x.shape == (dim,):  # one vector
+            arrays = {key: x[None]}
+    return source_of_arrays(path, arrays, objects, image_shape)
 
 
-def _find_path(name: str, roots: list[Path]) -> Path:
-    for path in [Path(name), *(root / name for root in roots)]:
-        if path.exists():
-            return path
-    raise DataError(f"there is no data set and no file {name!r}; the data sets are {', '.join(DATASET_NAMES)}")
+def _image_shape(dim: int, shape: tuple[int, int] | None) -> tuple[int, int] | None:
+    if shape is not None:
+        if math.prod(shape) != dim:
+            raise DataError(
+                f"--image-shape {shape[0]}x{shape[1]} has {math.prod(shape)} pixels, but the vectors have {dim}"
+            )
+        return shape
+    side = math.isqrt(dim)
+    return (side, side) if side * side == dim and side > 1 else None
 
 
 # --- Named data sets ---
 
 
-def _digits(levels: int | None, binarize: str | None) -> Dataset:
-    """1,797 images of 8×8 pixels with values 0 … 16 (scikit-learn ships them); 17 states, nothing lost, by default."""
+def _named(
+    name: str, roots: list[Path], cache: Path | None, download_missing: bool, progress: bool, choice: Choice
+) -> Dataset:
+    if name == "binarized-mnist":
+        if choice.made:
+            raise DataError("binarized-mnist is binary already; --levels and --binarize are for --data mnist")
+        return _binarized_mnist(roots, cache, download_missing, progress)
+    if name == "digits":
+        source = _digits()
+        choice = choice if choice.made else Choice(levels=17)  # nothing is lost
+    else:
+        source = _idx_source(name, roots, cache, download_missing, progress)
+    source = source.with_splits()
+    return dataset_of(name, source.image_shape, to_states(source, choice), source.labels, source.class_names)
+
+
+def _digits() -> Source:
+    """1,797 images of 8×8 pixels with values 0 … 16, which scikit-learn ships."""
     from sklearn.datasets import load_digits
 
-    x = load_digits().data.astype(np.uint8)
-    if levels is None and binarize is None:
-        levels = 17
-    return prepare("digits", split_one(x), white=16, image_shape=(8, 8), levels=levels, binarize=binarize)
+    digits = load_digits()
+    values, labels = digits.data.astype(np.uint8), digits.target.astype(np.int64)
+    return Source(Path("digits"), {"": values}, {"": labels}, image_shape=(8, 8), white=16)
 
 
-def _idx_file(folder: Path, stem: str) -> Path | None:
-    return next((p for p in (folder / stem, folder / f"{stem}.gz") if p.is_file()), None)
-
-
-def _idx_dataset(
-    name: str,
-    roots: list[Path],
-    cache: Path,
-    download_missing: bool,
-    progress: bool,
-    levels: int | None,
-    binarize: str | None,
-) -> Dataset:
+def _idx_source(name: str, roots: list[Path], cache: Path | None, download_missing: bool, progress: bool) -> Source:
     remote, torchvision = {
-        "mnist": (download.MNIST, "MNIST/raw"),
-        "fashion-mnist": (download.FASHION_MNIST, "FashionMNIST/raw"),
+        "mnist": (download.MNIST, "MNIST"),
+        "fashion-mnist": (download.FASHION_MNIST, "FashionMNIST"),
     }[name]
     for root in roots:
-        for folder in (root / name, root / name.replace("-", "_"), root / torchvision, root):
-            if _idx_file(folder, "train-images-idx3-ubyte") and _idx_file(folder, "t10k-images-idx3-ubyte"):
-                return _from_idx(name, folder, levels, binarize)
-    folder = cache / name
+        for folder in (root / name, root / name.replace("-", "_"), root / torchvision):
+            if folder.is_dir() and (files := find_idx(folder, depth=1)):
+                return read_idx_files(folder, files)
+        if (files := _plain_files(root)) is not None:
+            return read_idx_files(root, files)
+    folder = (download.default_cache_dir() if cache is None else cache) / name
     if download_missing:
         for file in remote.sha256:
             download.fetch(remote, file, folder, progress=progress)
     elif not all((folder / file).is_file() for file in remote.sha256):
         raise DataError(_missing(name, remote, roots))
-    return _from_idx(name, folder, levels, binarize)
+    files = find_idx(folder, depth=0)
+    if files is None:
+        raise DataError(f"{folder} holds no IDX files of images")
+    return read_idx_files(folder, files)
+
+
+def _plain_files(root: Path) -> IdxFiles | None:
+    """The files of MNIST or Fashion-MNIST, which are called the same, in the folder itself; others may lie beside."""
+    for path in list_folder(root).files:
+        if path.name.lower().startswith(("train-images-idx3", "train-images.idx3")):
+            return idx_of_file(path)
+    return None
 
 
 def _missing(name: str, remote: download.RemoteFiles, roots: list[Path]) -> str:
@@ -149,45 +412,29 @@ def _missing(name: str, remote: download.RemoteFiles, roots: list[Path]) -> str:
     return f"{name} was not found ({looked}). It needs {', '.join(remote.sha256)}, for example from {remote.mirrors[0]}"
 
 
-def _from_idx(name: str, folder: Path, levels: int | None, binarize: str | None) -> Dataset:
-    """The first 5/6 of the train file are train, the rest valid (MNIST: 50,000 / 10,000); t10k is the test split."""
-    parts = []
-    for stem in ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte"):
-        path = _idx_file(folder, stem)
-        if path is None:
-            raise DataError(f"{folder} has no {stem} or {stem}.gz")
-        images = read_idx(path)
-        if images.ndim != 3:
-            raise DataError(f"{path} should hold images [N, height, width], but has the shape {images.shape}")
-        parts.append(images)
-    train, test = parts
-    if train.shape[1:] != test.shape[1:]:
-        raise DataError(f"{folder}: train images are {train.shape[1:]}, test images {test.shape[1:]}")
-    shape = (int(train.shape[1]), int(train.shape[2]))
-    flat = train.reshape(len(train), -1)
-    border = len(flat) * 5 // 6
-    splits = (flat[:border], flat[border:], test.reshape(len(test), -1))
-    if levels is None and binarize is None:
-        levels = DEFAULT_LEVELS
-    return prepare(name, splits, white=255, image_shape=shape, levels=levels, binarize=binarize)
-
-
-def _binarized_mnist(roots: list[Path], cache: Path, download_missing: bool, progress: bool) -> Dataset:
+def _binarized_mnist(roots: list[Path], cache: Path | None, download_missing: bool, progress: bool) -> Dataset:
     remote = download.BINARIZED_MNIST
     for root in roots:
         for folder in (root, root / "binarized-mnist", root / "binarized_mnist"):
             npz = folder / "binarized_mnist.npz"
             if npz.is_file():
-                return _fixed(*_array_splits(read_numpy(npz), npz), npz)
+                return _fixed_npz(npz)
             if all((folder / file).is_file() for file in remote.sha256):
                 return _fixed_amat(folder)
-    folder = cache / "binarized-mnist"
+    folder = (download.default_cache_dir() if cache is None else cache) / "binarized-mnist"
     if download_missing:
         for file in remote.sha256:
             download.fetch(remote, file, folder, progress=progress)
     elif not all((folder / file).is_file() for file in remote.sha256):
         raise DataError(_missing("binarized-mnist", remote, roots) + ", or binarized_mnist.npz")
     return _fixed_amat(folder)
+
+
+def _fixed_npz(path: Path) -> Dataset:
+    arrays = read_numpy(path)
+    if not set(SPLITS) <= arrays.keys():
+        raise DataError(f"{path} should hold train, valid and test, but holds {', '.join(arrays) or 'nothing'}")
+    return _fixed(arrays["train"], arrays["valid"], arrays["test"], path)
 
 
 def _fixed_amat(folder: Path) -> Dataset:
@@ -212,152 +459,3 @@ def _fixed(train: NDArray, valid: NDArray, test: NDArray, source: Path) -> Datas
     )
     tensors = [torch.from_numpy(np.ascontiguousarray(x)) for x in splits]
     return Dataset("binarized-mnist", 2, _image_shape(train.shape[1], None), preparation, *tensors)
-
-
-# --- The user's own data ---
-
-
-def _image_folder(folder: Path, levels: int | None, binarize: str | None) -> Dataset:
-    subfolders = [folder / split for split in ("train", "valid", "test")]
-    if any(sub.is_dir() for sub in subfolders):
-        missing = [sub.name for sub in subfolders if not sub.is_dir()]
-        if missing:
-            raise DataError(f"{folder} has some of the subfolders train, valid, test, but not {', '.join(missing)}")
-        if any(p.suffix.lower() in IMAGE_SUFFIXES for p in folder.iterdir()):
-            raise DataError(f"{folder} has both images and subfolders train, valid, test; keep one of the two")
-        read = [read_images(sub) for sub in subfolders]
-        shapes = {shape for _, shape in read}
-        if len(shapes) > 1:
-            raise DataError(f"{folder}: the splits' images differ in size: {sorted(shapes)}")
-        splits, shape = (read[0][0], read[1][0], read[2][0]), read[0][1]
-    else:
-        x, shape = read_images(folder)
-        splits = split_one(x)
-    if levels is None and binarize is None:
-        levels = 2 if all(np.isin(x, (0, 255)).all() for x in splits) else DEFAULT_LEVELS
-    return prepare(folder.name, splits, white=255, image_shape=shape, levels=levels, binarize=binarize)
-
-
-_ALIASES = {
-    "val": "valid",
-    "validation": "valid",
-    "x_train": "train",
-    "x_valid": "valid",
-    "x_val": "valid",
-    "x_test": "test",
-}
-
-
-def _array_splits(arrays: dict[str, NDArray], path: Path) -> tuple[NDArray, NDArray, NDArray]:
-    """train, valid, test of a file: named so; or train and test, valid a tenth of train; or one array, 80/10/10."""
-    named: dict[str, NDArray] = {}
-    for key, x in arrays.items():
-        split = _ALIASES.get(key, key)
-        if split in ("train", "valid", "test"):
-            if split in named:
-                raise DataError(f"{path} names the {split} split twice: {', '.join(arrays)}")
-            named[split] = x
-    if {"train", "valid", "test"} <= named.keys():
-        return named["train"], named["valid"], named["test"]
-    if {"train", "test"} <= named.keys():
-        train = named["train"]
-        border = split_sizes(len(train))[1]
-        order = permutation(len(train), 0)
-        return train[order[border:]], train[order[:border]], named["test"]
-    single = (
-        [arrays[key] for key in ("x", "data", "images") if key in arrays] if len(arrays) > 1 else list(arrays.values())
-    )
-    if named or len(single) != 1:
-        raise DataError(
-            f"{path} holds {', '.join(map(repr, arrays)) or 'nothing'}; "
-            "expected train, valid and test, or train and test, or one array (or one of the names x, data, images)"
-        )
-    if single[0].ndim == 0:
-        raise DataError(f"{path} holds a single number, not an array of examples")
-    return split_one(single[0])
-
-
-def _array_file(
-    path: Path,
-    *,
-    levels: int | None,
-    binarize: str | None,
-    white: int | None,
-    image_shape: tuple[int, int] | None,
-) -> Dataset:
-    splits = _array_splits(read_numpy(path), path)
-    shape = image_shape
-    flat = []
-    for x in splits:
-        if x.ndim == 4 and x.shape[-1] == 1:
-            x = x[..., 0]
-        if x.ndim not in (2, 3):
-            raise DataError(
-                f"{path}: an example should be a vector or a grey image [height, width], but is {list(x.shape[1:])}"
-            )
-        if x.ndim == 3:
-            if shape is not None and shape != x.shape[1:]:
-                raise DataError(f"{path}: images are {x.shape[1:]}, not {shape}")
-            shape = (int(x.shape[1]), int(x.shape[2]))
-        flat.append(x.reshape(len(x), math.prod(x.shape[1:])))
-    if len({x.shape[1] for x in flat}) > 1:
-        raise DataError(f"{path}: the splits have different lengths D: {[x.shape[1] for x in flat]}")
-    name, transformed = path.stem, levels is not None or binarize is not None
-    integers, scaled = _to_integers(path, flat, transformed)
-    shape = _image_shape(flat[0].shape[1], shape)
-    top = max((int(x.max()) for x in integers if x.size), default=0)
-    if not transformed or (levels is not None and top < levels and not scaled and white is None):
-        num_states = levels if levels is not None else max(2, top + 1)
-        tensors = [torch.from_numpy(np.ascontiguousarray(x)) for x in integers]
-        return Dataset(name, num_states, shape, f"{num_states} states as stored", *tensors)
-    if scaled:
-        white = 255
-    elif white is None:
-        if top <= 127:
-            raise DataError(
-                f"{path}: the values reach {top}, which does not tell which value is white; say so with --white {top} "
-                "(or --white 255)"
-            )
-        white = 255
-    if top > white:
-        raise DataError(f"{path}: the values reach {top}, more than --white {white}")
-    return prepare(name, integers, white=white, image_shape=shape, levels=levels, binarize=binarize)
-
-
-def _to_integers(path: Path, splits: list[NDArray], transformed: bool) -> tuple[tuple[Uint8, Uint8, Uint8], bool]:
-    """uint8 arrays, and whether they were intensities in [0, 1] (then scaled to 0 … 255)."""
-    if all(x.dtype.kind in "bui" for x in splits) or all(
-        x.dtype.kind in "buif" and np.isfinite(x).all() and (x == np.floor(x)).all() for x in splits
-    ):
-        for x in splits:
-            if x.size and (x.min() < 0 or x.max() > 255):
-                raise DataError(f"{path}: states should be 0 … 255, but the values are {x.min()} … {x.max()}")
-        train, valid, test = (x.astype(np.uint8) for x in splits)
-        return (train, valid, test), False
-    if not all(x.dtype.kind in "buif" for x in splits):
-        raise DataError(f"{path}: expected numbers, but the arrays are {', '.join(str(x.dtype) for x in splits)}")
-    for x in splits:
-        if not np.isfinite(x).all():
-            raise DataError(f"{path}: real values should be intensities in [0, 1], but some are NaN or infinite")
-        if x.size and (x.min() < 0 or x.max() > 1):
-            raise DataError(
-                f"{path}: real values should be intensities in [0, 1], but are {x.min():g} … {x.max():g}; "
-                "store integers 0 … K − 1 for states"
-            )
-    if not transformed:
-        raise DataError(
-            f"{path} holds real values in [0, 1]; choose how to make them states: --levels K or --binarize …"
-        )
-    train, valid, test = (np.round(x * 255).astype(np.uint8) for x in splits)
-    return (train, valid, test), True
-
-
-def _image_shape(dim: int, shape: tuple[int, int] | None) -> tuple[int, int] | None:
-    if shape is not None:
-        if math.prod(shape) != dim:
-            raise DataError(
-                f"--image-shape {shape[0]}x{shape[1]} has {math.prod(shape)} pixels, but the vectors have {dim}"
-            )
-        return shape
-    side = math.isqrt(dim)
-    return (side, side) if side * side == dim and side > 1 else None
