@@ -125,7 +125,8 @@ def test_import_is_light() -> None:
     """What only data, plots or the command line need is not loaded with the models."""
     program = (
         "import sys, pyar; pyar.NADE, pyar.load\n"
-        "heavy = {'sklearn', 'matplotlib', 'pooch', 'PIL', 'scipy', 'tqdm', 'jax', 'torch._inductor.compile_fx'}\n"
+        "heavy = {'sklearn', 'pandas', 'pyarrow', 'matplotlib', 'pooch', 'PIL', 'scipy', 'tqdm', 'jax'}\n"
+        "heavy.add('torch._inductor.compile_fx')\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     before = subprocess.run(

@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from typing import Any
 import torch
 
 from pyar.checkpoint import CheckpointError
-from pyar.data import DataError, Dataset, load_dataset
+from pyar.data import DataError, DataNotice, Dataset, load_dataset
 from pyar.models import AutoregressiveModel
 from pyar.training import TrainingError
 
 CONFIG_FILE = "config.json"
-DATA_CHOICES = ("levels", "binarize", "white", "image_shape")
+DATA_CHOICES = ("levels", "binarize", "white", "image_shape", "grey", "background")
 
 
 class UserError(Exception):
@@ -63,7 +64,8 @@ def load_data(spec: dict[str, Any], *, data_dir: str | None, cache_dir: str | No
     choices = {name: value for name, value in spec.items() if name != "data"}
     if choices.get("image_shape"):
         choices["image_shape"] = tuple(choices["image_shape"])
-    return load_dataset(spec["data"], data_dir=data_dir, cache_dir=cache_dir, progress=progress, **choices)
+    with notices():
+        return load_dataset(spec["data"], data_dir=data_dir, cache_dir=cache_dir, progress=progress, **choices)
 
 
 def set_weight_dtype(arguments: argparse.Namespace, model: AutoregressiveModel) -> None:
@@ -109,6 +111,22 @@ def _stored_data_dir(run: Path) -> str | None:
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     return stored if stored and Path(stored).is_dir() else None
+
+
+@contextlib.contextmanager
+def notices() -> Iterator[None]:
+    """What was left out of the data, or decided, as remarks on stderr; other warnings go their way."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DataNotice)
+        try:
+            yield
+        finally:
+            texts = [str(warning.message) for warning in caught if issubclass(warning.category, DataNotice)]
+            others = [warning for warning in caught if not issubclass(warning.category, DataNotice)]
+    for text in texts:
+        note(f"notice {text}")
+    for warning in others:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def note(text: str) -> None:

@@ -143,8 +143,8 @@ def _add_data(parser: argparse.ArgumentParser, default: str | None, default_text
         "--data",
         default=default,
         metavar="NAME|PATH",
-        help="digits, mnist, fashion-mnist, binarized-mnist, or a .npy, .npz, folder of images or folder of IDX files "
-        f"[{default_text}]",
+        help="digits, mnist, fashion-mnist, binarized-mnist, a file (.npy, .npz, .safetensors, .csv, .tsv, .parquet) "
+        f"or a folder of images, arrays or IDX files [{default_text}]",
     )
     group.add_argument(
         "--data-dir", metavar="DIR", help="where to look for data first [the environment variable PYAR_DATA]"
@@ -161,12 +161,16 @@ def _add_data(parser: argparse.ArgumentParser, default: str | None, default_text
         choices=("fixed", "threshold", "dynamic"),
         help="make grey values binary: drawn once; by threshold at half; drawn anew for each epoch",
     )
-    group.add_argument("--white", type=_number(int, 1, 255), metavar="W", help="grey value of white in a .npy or .npz")
+    group.add_argument(
+        "--white", type=_number(int, 1, 65535), metavar="W", help="grey value of white in an array or table"
+    )
+    group.add_argument("--grey", action="store_const", const=True, help="convert colour images to grey")
+    group.add_argument("--background", choices=("white", "black"), help="what lies behind transparent images")
     group.add_argument(
         "--image-shape",
         type=shape,
         metavar="HxW",
-        help="of vectors in a .npy or .npz [square, if it fits]",
+        help="of vectors in an array or table [square, if it fits]",
     )
 
 

@@ -45,10 +45,11 @@ def is_image(path: Path) -> bool:
 
 def read_image(path: Path, options: ImageOptions) -> NDArray:
     """The grey values of one picture, uint8 (white = 255) or uint16 (white = 65535) [height, width], as it is shown."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
+        # From an open file: from a name Pillow maps uncompressed TIFFs into memory, and misreads those that are turned.
+        with path.open("rb") as file, Image.open(file) as image:
             pages = getattr(image, "n_frames", 1)
             if pages > 1:
                 raise DataError(f"{path} holds {pages} pages or frames; save each as a file of its own")
@@ -62,6 +63,8 @@ def read_image(path: Path, options: ImageOptions) -> NDArray:
             return _grey_values(upright, image.format, path, options)
     except DataError:
         raise
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path} cannot be read as an image: it is damaged, or is something else") from error
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image: {error}") from error
 

@@ -223,7 +223,7 @@ def _checked(rows: Rows, dim: int, image_shape: tuple[int, int] | None) -> Rows:
 def _only_for_arrays(name: str, white: int | None, image_shape: tuple[int, int] | None) -> None:
     for option, value in (("--white", white), ("--image-shape", image_shape)):
         if value is not None:
-            raise DataError(f"{option} is for arrays and tables; {name} says itself what it is")
+            raise DataError(f"{option} is for .npy and .npz files and tables; {name} says itself what it is")
 
 
 def _only_for_images(name: str, grey: bool, background: str | None) -> None:

@@ -181,6 +181,6 @@ leave those rows out'
     rows = np.flatnonzero(bad.any(axis=1))
     return (
         f"{bad.sum():,} of {bad.size:,} values, in {len(rows):,} of {len(bad):,} rows (the first is {rows[0]}, counted "
-        f"from 0) and {len(worst):,} of {bad.shape[1]:,} columns ({', '.join(names)}{more}); fill them in or leave those "
-        "rows out"
+        f"from 0) and {len(worst):,} of {bad.shape[1]:,} columns ({', '.join(names)}{more}); fill them in or leave "
+        "those rows out"
     )

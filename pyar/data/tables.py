@@ -149,7 +149,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         import pyarrow  # noqa: F401  pandas' reader of this format
     except ImportError as error:
         raise DataError(
-            f"{path}: .parquet is read with pyarrow, which is not installed: pip install pyarrow"
+            f"{path}: .parquet is read with pyarrow, which is not installed: pip install 'pyar[parquet]' (or pyarrow)"
         ) from error
     import pandas as pd
 
