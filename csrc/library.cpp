@@ -11,12 +11,24 @@ STABLE_TORCH_LIBRARY(pyar, m) {
   m.def(
       "nade_log_prob_backward(Tensor grad, Tensor x, Tensor W, Tensor c, Tensor V, Tensor b, Tensor[] mlp) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor[])");
+  // The same backward where grad is [B, D] is that of the conditionals log p(x_d | x_<d) [B, D]. CPU alone.
+  m.def("nade_conditional_log_prob(Tensor x, Tensor W, Tensor c, Tensor V, Tensor b, Tensor[] mlp) -> Tensor");
+  // Gradients for each of G groups of n examples on their own, each output with a first dimension G: x [G, n, D], grad
+  // [G, n] or [G, n, D]. Examples whose gradients are zero are left out. CPU alone.
+  m.def(
+      "nade_log_prob_backward_each(Tensor grad, Tensor x, Tensor W, Tensor c, Tensor V, Tensor b, Tensor[] mlp) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor[])");
   m.def("nade_logits(Tensor x, Tensor W, Tensor c, Tensor V, Tensor b, Tensor[] mlp) -> Tensor");
   m.def(
       "nade_logits_backward(Tensor grad, Tensor x, Tensor W, Tensor c, Tensor V, Tensor b, Tensor[] mlp) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor[])");
   // The mean negative log-likelihood and its gradients with respect to W, c, V, b in one sweep (no added layers).
   m.def("nade_mean_nll(Tensor x, Tensor W, Tensor c, Tensor V, Tensor b) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // The same with a weight for every example, −1/B Σ_b weights_b log p(x_b), and the log-probabilities [B], which are
+  // −B times its gradient with respect to the weights; with added layers. CPU alone.
+  m.def(
+      "nade_weighted_mean_nll(Tensor x, Tensor weights, Tensor W, Tensor c, Tensor V, Tensor b, Tensor[] mlp) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor[])");
   // seed int64 [] on the parameters' device · given uint8 [num_samples, G], the forced first G dimensions.
   // Returns x uint8 [num_samples, D] and the log-probability [num_samples] of its drawn part.
   m.def(
@@ -31,6 +43,10 @@ STABLE_TORCH_LIBRARY(pyar, m) {
       "lstm_log_prob(Tensor x, Tensor[] weights, Tensor head_weight, Tensor head_bias, int checkpoint_steps, bool "
       "keep) "
       "-> (Tensor, Tensor)");
+  // The same for the conditionals log p(x_d | x_<d) [B, D]; the gradients are lstm_log_prob_backward's, grad [B, D].
+  m.def(
+      "lstm_conditional_log_prob(Tensor x, Tensor[] weights, Tensor head_weight, Tensor head_bias, "
+      "int checkpoint_steps, bool keep) -> (Tensor, Tensor)");
   m.def(
       "lstm_log_prob_backward(Tensor grad, Tensor x, Tensor[] weights, Tensor head_weight, Tensor head_bias, "
       "Tensor kept, int checkpoint_steps) -> (Tensor[], Tensor, Tensor)");

@@ -541,8 +541,11 @@ def test_opcheck(layers: int) -> None:
     weights, head_weight, head_bias = leaves(p)
     for steps in (0, 3):
         torch.library.opcheck(torch.ops.pyar.lstm_log_prob.default, (x, weights, head_weight, head_bias, steps, True))
+        conditional = torch.ops.pyar.lstm_conditional_log_prob.default
+        torch.library.opcheck(conditional, (x, weights, head_weight, head_bias, steps, True))
         kept = torch.ops.pyar.lstm_log_prob(x, *p, steps, True)[1]
-        torch.library.opcheck(torch.ops.pyar.lstm_log_prob_backward.default, (torch.ones(5), x, *p, kept, steps))
+        for gradient in (torch.ones(5), torch.ones(5, 7)):
+            torch.library.opcheck(torch.ops.pyar.lstm_log_prob_backward.default, (gradient, x, *p, kept, steps))
     for name in ("lstm_sample", "lstm_sample_bfloat16"):
         for rest in [(seed, 5, 3, 7, 0.5, x[:, :2].contiguous()), (seed, 4, 0, 7, 1.0, None)]:
             torch.library.opcheck(getattr(torch.ops.pyar, name).default, (*p, *rest))

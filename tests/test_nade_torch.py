@@ -12,12 +12,18 @@ from torch import Tensor
 
 import pyar
 from pyar.native import has_kernels
-from pyar.ops.nade import nade_log_prob, nade_logits, nade_mean_nll, nade_sample
+from pyar.ops.nade import nade_conditional_log_prob, nade_log_prob, nade_logits, nade_mean_nll, nade_sample
 
 pytestmark = pytest.mark.skipif(not has_kernels("cpu"), reason="the extension is not built")
 
 D, K, H, B = 7, 3, 6, 5
-VALUES = [nade_log_prob, nade_logits, nade_mean_nll]
+
+
+def weighted_mean_nll(x: Tensor, *parameters: object, **named: object) -> Tensor:
+    return nade_mean_nll(x, *parameters, **named, weights=torch.linspace(-1, 2, B, device="cpu").to(x.device))
+
+
+VALUES = [nade_log_prob, nade_conditional_log_prob, nade_logits, nade_mean_nll, weighted_mean_nll]
 CASES = [pytest.param(2, (), id="binary"), pytest.param(3, (), id="onehot"), pytest.param(3, (4,), id="mlp")]
 
 
@@ -34,6 +40,10 @@ def test_opcheck(K: int, mlp_sizes: tuple[int, ...], device: torch.device) -> No
     W, c, V, b, mlp = parameters.leaves()
     torch.library.opcheck(torch.ops.pyar.nade_log_prob.default, (x, W, c, V, b, list(mlp)))
     torch.library.opcheck(torch.ops.pyar.nade_logits.default, (x, W, c, V, b, list(mlp)))
+    if device.type == "cpu":
+        weights = torch.linspace(-1, 2, B).requires_grad_()
+        torch.library.opcheck(torch.ops.pyar.nade_conditional_log_prob.default, (x, W, c, V, b, list(mlp)))
+        torch.library.opcheck(torch.ops.pyar.nade_weighted_mean_nll.default, (x, weights, W, c, V, b, list(mlp)))
     if not mlp_sizes:
         torch.library.opcheck(torch.ops.pyar.nade_mean_nll.default, (x, W, c, V, b))
     W, c, V, b, mlp = parameters
@@ -42,6 +52,12 @@ def test_opcheck(K: int, mlp_sizes: tuple[int, ...], device: torch.device) -> No
         torch.library.opcheck(torch.ops.pyar.nade_sample.default, (W, c, V, b, list(mlp), *arguments))
     gradient = torch.ones(B, device=device)
     torch.library.opcheck(torch.ops.pyar.nade_log_prob_backward.default, (gradient, x, W, c, V, b, list(mlp)))
+    if device.type == "cpu":
+        gradient = torch.ones(B, D)
+        torch.library.opcheck(torch.ops.pyar.nade_log_prob_backward.default, (gradient, x, W, c, V, b, list(mlp)))
+        for gradient in (torch.ones(3, B), torch.ones(3, B, D)):
+            arguments = (gradient, x.expand(3, B, D), W, c, V, b, list(mlp))
+            torch.library.opcheck(torch.ops.pyar.nade_log_prob_backward_each.default, arguments)
     gradient = torch.ones(B, D, V.shape[1], device=device)
     torch.library.opcheck(torch.ops.pyar.nade_logits_backward.default, (gradient, x, W, c, V, b, list(mlp)))
 
@@ -128,7 +144,7 @@ def test_modes_without_gradients(device: torch.device) -> None:
 
 def test_the_graph_may_be_used_again(device: torch.device) -> None:
     parameters, x, _ = case(K, (), device)
-    for function in (nade_log_prob, nade_mean_nll):
+    for function in (nade_log_prob, nade_mean_nll, weighted_mean_nll):
         leaves = parameters.leaves()
         loss = function(x, *leaves).sum()
         first = torch.autograd.grad(loss, leaves.tensors, retain_graph=True)

@@ -294,9 +294,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         given = check_given(given, num_samples, self.dim, self.num_states, device)
         seed_tensor = resolve_seed(seed, generator, device)
         steps, log_prob = self._sample(num_samples, seed_tensor, first_index, temperature, given)
-        if self.order is None:
-            return steps, log_prob
-        return torch.empty_like(steps).index_copy_(1, self.order, steps), log_prob
+        return self._dimensions(steps), log_prob
 
     @torch.no_grad()
     def complete(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyar.models.base import AutoregressiveModel, new_parameter, positive_int
-from pyar.ops.nade import nade_log_prob, nade_logits, nade_mean_nll, nade_sample
+from pyar.ops.nade import nade_conditional_log_prob, nade_log_prob, nade_logits, nade_mean_nll, nade_sample
 
 
 class NADE(AutoregressiveModel):
@@ -134,10 +134,11 @@ class NADE(AutoregressiveModel):
     def _logits(self, x: Tensor) -> Tensor:
         return nade_logits(x, self.W, self.c, self.V, self.b, self._mlp_parameters())
 
+    def _conditional_log_prob(self, x: Tensor) -> Tensor:
+        return nade_conditional_log_prob(x, self.W, self.c, self.V, self.b, self._mlp_parameters())
+
     def _mean_nll(self, x: Tensor, weights: Tensor | None) -> Tensor:
-        if weights is not None:
-            return super()._mean_nll(x, weights)
-        return nade_mean_nll(x, self.W, self.c, self.V, self.b, self._mlp_parameters())
+        return nade_mean_nll(x, self.W, self.c, self.V, self.b, self._mlp_parameters(), weights=weights)
 
     def _sample(
         self, num_samples: int, seed: Tensor, first_index: int, temperature: float, given: Tensor | None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyar.models.base import AutoregressiveModel, positive_int
-from pyar.ops.lstm import lstm_log_prob, lstm_logits, lstm_sample, round_weights
+from pyar.ops.lstm import lstm_conditional_log_prob, lstm_log_prob, lstm_logits, lstm_sample, round_weights
 from pyar.scalars import plain_integer
 
 
@@ -167,6 +167,11 @@ class PixelLSTM(AutoregressiveModel):
 
     def _log_prob(self, x: Tensor) -> Tensor:
         return lstm_log_prob(
+            x, self._rounded_weights(), self.head.weight, self.head.bias, checkpoint_steps=self.checkpoint_steps
+        )
+
+    def _conditional_log_prob(self, x: Tensor) -> Tensor:
+        return lstm_conditional_log_prob(
             x, self._rounded_weights(), self.head.weight, self.head.bias, checkpoint_steps=self.checkpoint_steps
         )
 

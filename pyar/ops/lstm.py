@@ -11,7 +11,7 @@ copy's, so that no change of the parameters, however made, goes unnoticed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from pyar import native
 from pyar.native import has_kernels, warn_reference
-from pyar.ops import validate
+from pyar.ops import transforms, validate
+from pyar.ops.transforms import call
 from pyar.reference import lstm as reference
 from pyar.reference.draw import log_probability
 from pyar.scalars import plain_integer
@@ -56,8 +57,9 @@ def lstm_log_prob(
         x, weights, head_weight, head_bias: as lstm_logits.
         checkpoint_steps: for gradients, keep the state of about every checkpoint_steps-th step alone and compute the
             steps between them again on the way back; 0 keeps every step. None keeps every step where that takes less
-            than 32 MB and about every √D-th otherwise, which is as fast, since fresh memory is not free. The gradients
-            are the same to the bit. CPU kernels alone; elsewhere torch keeps what it needs.
+            than 32 MB and about every √D-th otherwise, which is as fast, since fresh memory is not free; torch.compile
+            and torch.export always get the latter, so that one graph serves every batch size. The gradients are the
+            same to the bit. CPU kernels alone; elsewhere torch keeps what it needs.
 
     Returns:
         float32 [B].
@@ -66,19 +68,24 @@ def lstm_log_prob(
         TypeError, ValueError: as lstm_logits.
     """
     x = _check(x, weights, head_weight, head_bias)
-    if checkpoint_steps is not None and checkpoint_steps < 0:
-        raise ValueError(f"checkpoint_steps must not be negative, got {checkpoint_steps}")
-    device_type = head_weight.device.type
-    if device_type == "cpu" and has_kernels("cpu"):
-        parameters = [*weights, head_weight, head_bias]
-        keep = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters)
-        if checkpoint_steps is None:
-            floats = _kept_size(*x.shape, weights, head_weight, 0, keep)
-            checkpoint_steps = 0 if 4 * floats <= 2**25 else math.isqrt(x.shape[1])
-        return torch.ops.pyar.lstm_log_prob(x, list(weights), head_weight, head_bias, checkpoint_steps, keep)[0]
-    if not has_kernels(device_type):
-        warn_reference(device_type)
-    return log_probability(_torch_outputs(x, weights, head_weight, head_bias), x).sum(dim=1)
+    options = _native_options(x, weights, head_weight, head_bias, checkpoint_steps)
+    if options is None:
+        return log_probability(_torch_outputs(x, weights, head_weight, head_bias), x).sum(dim=1)
+    return call("lstm_log_prob", x, list(weights), head_weight, head_bias, *options)[0]
+
+
+def lstm_conditional_log_prob(
+    x: Tensor, weights: Sequence[Tensor], head_weight: Tensor, head_bias: Tensor, *, checkpoint_steps: int | None = None
+) -> Tensor:
+    """log p(x_d | x_{<d}) of every dimension, in nats: float32 [B, D]; differentiable.
+
+    Args, Raises: as lstm_log_prob.
+    """
+    x = _check(x, weights, head_weight, head_bias)
+    options = _native_options(x, weights, head_weight, head_bias, checkpoint_steps)
+    if options is None:
+        return log_probability(_torch_outputs(x, weights, head_weight, head_bias), x)
+    return call("lstm_conditional_log_prob", x, list(weights), head_weight, head_bias, *options)[0]
 
 
 def lstm_sample(
@@ -133,9 +140,8 @@ def lstm_sample(
         return reference.sample(
             weights, head_weight, head_bias, int(seed), num_samples, first_index, num_dims, temperature, given
         )
-    is_bfloat16 = weight_dtype == torch.bfloat16
-    operation = torch.ops.pyar.lstm_sample_bfloat16 if is_bfloat16 else torch.ops.pyar.lstm_sample
-    return operation(weights, head_weight, head_bias, seed, num_samples, first_index, num_dims, temperature, given)
+    name = "lstm_sample_bfloat16" if weight_dtype == torch.bfloat16 else "lstm_sample"
+    return call(name, weights, head_weight, head_bias, seed, num_samples, first_index, num_dims, temperature, given)
 
 
 def round_weights(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -155,6 +161,8 @@ def round_weights(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]
 
 class _Round(torch.autograd.Function):
     """To dtype and back. The gradient is passed on as it is; that of two casts would be rounded to dtype as well."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -203,11 +211,33 @@ def _check(x: Tensor, weights: Sequence[Tensor], head_weight: Tensor, head_bias:
     return validate.check_states("x", x, x.shape[1] if isinstance(x, Tensor) else 0, K, head_weight.device)
 
 
+def _native_options(
+    x: Tensor, weights: Sequence[Tensor], head_weight: Tensor, head_bias: Tensor, checkpoint_steps: int | None
+) -> tuple[int, bool] | None:
+    """checkpoint_steps and keep for the CPU's operations; None where torch's own LSTM computes."""
+    if checkpoint_steps is not None and checkpoint_steps < 0:
+        raise ValueError(f"checkpoint_steps must not be negative, got {checkpoint_steps}")
+    device_type = head_weight.device.type
+    if not has_kernels(device_type):
+        warn_reference(device_type)
+    if device_type != "cpu" or not has_kernels("cpu"):
+        return None
+    keep = transforms.needs_gradient([*weights, head_weight, head_bias])
+    if checkpoint_steps is None:
+        is_small = not torch.compiler.is_compiling() and (
+            4 * _kept_size(x.shape[0], x.shape[1], weights, head_weight, 0, keep) <= 2**25
+        )
+        checkpoint_steps = 0 if is_small else math.isqrt(x.shape[1])
+    return checkpoint_steps, keep
+
+
 def _torch_outputs(x: Tensor, weights: Sequence[Tensor], head_weight: Tensor, head_bias: Tensor) -> Tensor:
     """The conditionals' logits [B, D, K], by torch's own LSTM."""
     (B, D), K, layers = x.shape, head_weight.shape[0], len(weights) // 4
     if B == 0 or D == 0:  # torch.lstm refuses these
         return (head_weight.sum() + head_bias.sum() + sum(w.sum() for w in weights)) * head_bias.new_zeros(B, D, K)
+    if transforms.is_active():  # torch's LSTM has no rules for them
+        return torch.stack(reference.step_logits(x, weights, head_weight, head_bias), dim=1)
     inputs = head_weight.new_zeros(B, D, weights[0].shape[1])
     inputs[:, 1:] = reference.encode(x[:, :-1].reshape(-1), weights[0], K).view(B, D - 1, inputs.shape[2])
     zeros = head_weight.new_zeros(layers, B, head_weight.shape[1])
@@ -239,8 +269,9 @@ def _kept_size(
     slot = batch * (padded + 16)
     if checkpoint_steps == 0:
         return layers * (2 * (num_dims + 1) * slot + num_dims * batch * 4 * padded)
-    group = max(1, 1024 // max(batch, 1))
-    segment = min((checkpoint_steps + group - 1) // group * group, num_dims)
+    # sym_max: without a branch on a batch size that torch.compile or torch.export leaves open.
+    group = torch.sym_max(1, 1024 // torch.sym_max(batch, 1))
+    segment = torch.sym_min((checkpoint_steps + group - 1) // group * group, num_dims)
     return (num_dims + segment - 1) // segment * layers * 2 * slot
 
 
@@ -249,6 +280,13 @@ def _log_prob_shapes(
 ) -> tuple[Tensor, Tensor]:
     kept = _kept_size(x.shape[0], x.shape[1], weights, head_weight, checkpoint_steps, keep)
     return head_weight.new_empty(x.shape[0]), head_weight.new_empty(kept)
+
+
+def _conditional_log_prob_shapes(
+    x: Tensor, weights: list[Tensor], head_weight: Tensor, head_bias: Tensor, checkpoint_steps: int, keep: bool
+) -> tuple[Tensor, Tensor]:
+    kept = _kept_size(x.shape[0], x.shape[1], weights, head_weight, checkpoint_steps, keep)
+    return head_weight.new_empty(x.shape), head_weight.new_empty(kept)
 
 
 def _log_prob_backward_shapes(
@@ -274,10 +312,21 @@ def _log_prob_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple:
     if not ctx.keep:
         raise RuntimeError("pyar::lstm_log_prob was called with keep=False: it has kept nothing for gradients")
     x, head_weight, head_bias, kept, *weights = ctx.saved_tensors
-    gradients = torch.ops.pyar.lstm_log_prob_backward(
-        grad, x, weights, head_weight, head_bias, kept, ctx.checkpoint_steps
-    )
+    gradients = call("lstm_log_prob_backward", grad, x, weights, head_weight, head_bias, kept, ctx.checkpoint_steps)
     return None, *gradients, None, None
+
+
+def _batch_log_prob(name: str) -> Callable:
+    """Examples alone batched, and no gradient wanted: one call. What is kept for gradients cannot be divided."""
+
+    def rule(info: Any, in_dims: Sequence, x: Tensor, *arguments: Any) -> tuple[Any, Any]:
+        if arguments[-1] or transforms.is_batched(in_dims[1:]):
+            return transforms.loop(name)(info, in_dims, x, *arguments)
+        x = x.movedim(in_dims[0], 0)
+        log_prob, nothing = call(name, x.flatten(0, 1), *arguments)
+        return (log_prob.unflatten(0, x.shape[:2]), nothing), (0, None)
+
+    return rule
 
 
 def _refuse_double_backward(ctx: Any, *grads: Any) -> None:
@@ -289,13 +338,17 @@ def _register() -> None:
         "lstm_sample": _sample_shapes,
         "lstm_sample_bfloat16": _sample_shapes,
         "lstm_log_prob": _log_prob_shapes,
+        "lstm_conditional_log_prob": _conditional_log_prob_shapes,
         "lstm_log_prob_backward": _log_prob_backward_shapes,
     }.items():
         torch.library.register_fake(f"pyar::{name}", shapes)
         for device_type in ("cpu", "cuda"):
             torch.library.register_autocast(f"pyar::{name}", device_type, torch.float32)
-    torch.library.register_autograd("pyar::lstm_log_prob", _log_prob_backward, setup_context=_keep_for_backward)
-    torch.library.register_autograd("pyar::lstm_log_prob_backward", _refuse_double_backward)
+    for name in ("lstm_log_prob", "lstm_conditional_log_prob"):
+        transforms.register(name, _log_prob_backward, _keep_for_backward, _batch_log_prob(name))
+    transforms.register("lstm_log_prob_backward", _refuse_double_backward)
+    transforms.register("lstm_sample")
+    transforms.register("lstm_sample_bfloat16")
 
 
 if native._C is not None:

@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 
 from pyar import native
+from pyar.ops import transforms
+from pyar.ops.transforms import call
 from pyar.ops.validate import (
     check_dimensions,
     check_given,
@@ -32,9 +34,11 @@ from pyar.ops.validate import (
     check_sampling,
     check_seed,
     check_states,
+    check_weights,
     has_values,
 )
 from pyar.reference import nade as reference
+from pyar.reference.draw import log_probability
 
 
 def nade_log_prob(x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor, mlp: Sequence[Tensor] = ()) -> Tensor:
@@ -50,24 +54,57 @@ def nade_log_prob(x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor, mlp: Se
     x = _check(x, W, c, V, b, mlp)
     if not _has_kernels(V):
         return reference.log_prob(x, W, c, V, b, mlp)
-    return torch.ops.pyar.nade_log_prob(x, W, c, V, b, list(mlp))
+    return call("nade_log_prob", x, W, c, V, b, list(mlp))
 
 
-def nade_mean_nll(x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor, mlp: Sequence[Tensor] = ()) -> Tensor:
-    """−1/B Σ_b log p(x_b) in nats: a float32 scalar, NaN for an empty batch. Differentiable in all parameters.
-
-    Without added layers, and when a gradient will be wanted, value and gradients come from one sweep.
+def nade_conditional_log_prob(
+    x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor, mlp: Sequence[Tensor] = ()
+) -> Tensor:
+    """log p(x_d | x_{<d}) of every dimension, in nats: [B, D] float32. Differentiable in all parameters.
 
     Args, Raises: as nade_log_prob.
     """
     x = _check(x, W, c, V, b, mlp)
     if not _has_kernels(V):
-        return reference.mean_nll(x, W, c, V, b, mlp)
-    if len(mlp) == 0 and torch.is_grad_enabled() and any(p.requires_grad for p in (W, c, V, b)):
-        return torch.ops.pyar.nade_mean_nll(x, W, c, V, b)[0]
+        return reference.conditional_log_prob(x, W, c, V, b, mlp)
+    if V.device.type == "cuda":
+        return log_probability(call("nade_logits", x, W, c, V, b, list(mlp)), x)
+    return call("nade_conditional_log_prob", x, W, c, V, b, list(mlp))
+
+
+def nade_mean_nll(
+    x: Tensor,
+    W: Tensor,
+    c: Tensor,
+    V: Tensor,
+    b: Tensor,
+    mlp: Sequence[Tensor] = (),
+    *,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """−1/B Σ_b w_b log p(x_b) in nats, w_b = 1 without weights: a float32 scalar, NaN for an empty batch.
+
+    Differentiable in all parameters and in the weights. When a gradient will be wanted, value and gradients come from
+    one sweep; without weights only if there are no added layers, with weights only on the CPU.
+
+    Args:
+        weights: float32 [B], of any sign; or None. The others are nade_log_prob's.
+
+    Raises: as nade_log_prob.
+    """
+    x = _check(x, W, c, V, b, mlp)
+    if weights is not None:
+        weights = check_weights(weights, x)
+    if not _has_kernels(V):
+        return reference.mean_nll(x, W, c, V, b, mlp, weights)
+    if transforms.needs_gradient((W, c, V, b, *mlp)):
+        if weights is None and len(mlp) == 0:
+            return call("nade_mean_nll", x, W, c, V, b)[0]
+        if weights is not None and V.device.type == "cpu":
+            return call("nade_weighted_mean_nll", x, weights, W, c, V, b, list(mlp))[0]
     # In float64, as the sweep adds: the two agree to the last bit but one.
-    log_prob = torch.ops.pyar.nade_log_prob(x, W, c, V, b, list(mlp))
-    return -log_prob.mean(dtype=torch.float64).float()
+    log_prob = call("nade_log_prob", x, W, c, V, b, list(mlp))
+    return -(log_prob if weights is None else weights.double() * log_prob).mean(dtype=torch.float64).float()
 
 
 def nade_logits(x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor, mlp: Sequence[Tensor] = ()) -> Tensor:
@@ -80,7 +117,7 @@ def nade_logits(x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor, mlp: Sequ
     x = _check(x, W, c, V, b, mlp)
     if not _has_kernels(V):
         return reference.logits(x, W, c, V, b, mlp)
-    logits = torch.ops.pyar.nade_logits(x, W, c, V, b, list(mlp))
+    logits = call("nade_logits", x, W, c, V, b, list(mlp))
     return logits.squeeze(-1) if V.shape[1] == 1 else logits
 
 
@@ -124,7 +161,7 @@ def nade_sample(
     with torch.no_grad():
         if not _has_kernels(V):
             return reference.sample(W, c, V, b, mlp, int(seed), num_samples, first_index, temperature, given)
-        return torch.ops.pyar.nade_sample(W, c, V, b, list(mlp), seed, num_samples, first_index, temperature, given)
+        return call("nade_sample", W, c, V, b, list(mlp), seed, num_samples, first_index, temperature, given)
 
 
 def _check_parameters(W: Tensor, c: Tensor, V: Tensor, b: Tensor, mlp: Sequence[Tensor]) -> int:
@@ -173,6 +210,10 @@ def _fake_log_prob(x, W, c, V, b, mlp):
     return b.new_empty(x.shape[0])
 
 
+def _fake_conditional_log_prob(x, W, c, V, b, mlp):
+    return b.new_empty(x.shape[0], V.shape[0])
+
+
 def _fake_logits(x, W, c, V, b, mlp):
     return b.new_empty(x.shape[0], V.shape[0], V.shape[1])
 
@@ -180,6 +221,15 @@ def _fake_logits(x, W, c, V, b, mlp):
 def _fake_backward(grad, x, W, c, V, b, mlp):
     new = [torch.empty(p.shape, dtype=p.dtype, device=p.device) for p in (W, c, V, b, *mlp)]
     return (*new[:4], new[4:])
+
+
+def _fake_backward_each(grad, x, W, c, V, b, mlp):
+    new = [torch.empty((x.shape[0], *p.shape), dtype=p.dtype, device=p.device) for p in (W, c, V, b, *mlp)]
+    return (*new[:4], new[4:])
+
+
+def _fake_weighted_mean_nll(x, weights, W, c, V, b, mlp):
+    return b.new_empty(()), b.new_empty(x.shape[0]), *_fake_backward(None, x, W, c, V, b, mlp)
 
 
 def _fake_mean_nll(x, W, c, V, b):
@@ -198,12 +248,12 @@ def _save_inputs(ctx, inputs, output):
 
 def _log_prob_backward(ctx, grad):
     x, W, c, V, b, *mlp = ctx.saved_tensors
-    return None, *torch.ops.pyar.nade_log_prob_backward(grad, x, W, c, V, b, mlp)
+    return None, *call("nade_log_prob_backward", grad, x, W, c, V, b, mlp)
 
 
 def _logits_backward(ctx, grad):
     x, W, c, V, b, *mlp = ctx.saved_tensors
-    return None, *torch.ops.pyar.nade_logits_backward(grad, x, W, c, V, b, mlp)
+    return None, *call("nade_logits_backward", grad, x, W, c, V, b, mlp)
 
 
 def _save_gradients(ctx, inputs, output):
@@ -219,35 +269,99 @@ def _mean_nll_backward(ctx, grad, *_):
     if ctx.gradients is None or torch.is_grad_enabled():
         # A second pass through a retained graph, or one that will itself be differentiated.
         scale = -grad / x.shape[0]
-        return None, *torch.ops.pyar.nade_log_prob_backward(scale.expand(x.shape[0]), x, W, c, V, b, [])[:4]
+        return None, *call("nade_log_prob_backward", scale.expand(x.shape[0]), x, W, c, V, b, [])[:4]
     gradients, ctx.gradients = ctx.gradients, None
     if grad.device.type == "cpu" and has_values(grad) and grad.item() == 1.0:
         return None, *gradients  # handed over, not copied: nobody else holds them now
     return None, *(grad * gradient for gradient in gradients)
 
 
+def _save_weighted_gradients(ctx, inputs, output):
+    x, weights, W, c, V, b, mlp = inputs
+    _, log_prob, *gradients, mlp_gradients = output
+    ctx.save_for_backward(x, weights, log_prob, W, c, V, b, *mlp)
+    ctx.mark_non_differentiable(log_prob, *gradients, *mlp_gradients)
+    ctx.set_materialize_grads(False)
+    ctx.gradients = [*gradients, mlp_gradients]
+
+
+def _weighted_mean_nll_backward(ctx, grad, *_):
+    x, weights, log_prob, W, c, V, b, *mlp = ctx.saved_tensors
+    to_weights = -grad / x.shape[0] * log_prob
+    if ctx.gradients is None or torch.is_grad_enabled():
+        scale = -grad / x.shape[0] * weights
+        return None, to_weights, *call("nade_log_prob_backward", scale, x, W, c, V, b, mlp)
+    gradients, ctx.gradients = ctx.gradients, None
+    if not (grad.device.type == "cpu" and has_values(grad) and grad.item() == 1.0):
+        gradients = [*(grad * gradient for gradient in gradients[:4]), [grad * gradient for gradient in gradients[4]]]
+    return None, to_weights, *gradients
+
+
 def _refuse_double_backward(ctx, *grads):
     raise RuntimeError("pyar's NADE operations have no second derivatives; use pyar.reference.nade for them")
 
 
+# How they are batched under torch.vmap. Per-sample gradients are one call on the CPU.
+
+
+def _batch_log_prob_backward(info, in_dims, grad, x, *parameters):
+    if transforms.is_batched(in_dims[2:]) or x.device.type != "cpu":
+        return transforms.loop("nade_log_prob_backward")(info, in_dims, grad, x, *parameters)
+    grad, x = (transforms.first(value, dim, info.batch_size) for value, dim in zip((grad, x), in_dims, strict=False))
+    return _backward_each(grad, x, *parameters)
+
+
+def _backward_each(grad, x, *parameters):
+    gradients = call("nade_log_prob_backward_each", grad, x, *parameters)
+    return gradients, (0, 0, 0, 0, [0] * len(gradients[4]))
+
+
+def _batch_mean_nll(info, in_dims, x, *parameters):
+    if transforms.is_batched(in_dims[1:]) or x.device.type != "cpu":
+        return transforms.loop("nade_mean_nll")(info, in_dims, x, *parameters)
+    x = x.movedim(in_dims[0], 0)
+    log_prob = call("nade_log_prob", x.flatten(0, 1), *parameters, []).unflatten(0, x.shape[:2])
+    (*gradients, _), _ = _backward_each(torch.full_like(log_prob, -1 / x.shape[1]), x, *parameters, [])
+    return (-log_prob.mean(dim=1, dtype=torch.float64).float(), *gradients), (0, 0, 0, 0, 0)
+
+
+def _batch_weighted_mean_nll(info, in_dims, x, weights, *parameters):
+    if transforms.is_batched(in_dims[2:]):
+        return transforms.loop("nade_weighted_mean_nll")(info, in_dims, x, weights, *parameters)
+    x, weights = (
+        transforms.first(value, dim, info.batch_size) for value, dim in zip((x, weights), in_dims[:2], strict=True)
+    )
+    log_prob = call("nade_log_prob", x.flatten(0, 1), *parameters).unflatten(0, x.shape[:2])
+    gradients, dims = _backward_each(-weights / x.shape[1], x, *parameters)
+    loss = -(weights.double() * log_prob).mean(dim=1).float()
+    return (loss, log_prob, *gradients), (0, 0, *dims)
+
+
 def _register() -> None:
-    register_fake, register_autograd = torch.library.register_fake, torch.library.register_autograd
     for name, fake in {
         "nade_log_prob": _fake_log_prob,
+        "nade_conditional_log_prob": _fake_conditional_log_prob,
         "nade_logits": _fake_logits,
         "nade_log_prob_backward": _fake_backward,
+        "nade_log_prob_backward_each": _fake_backward_each,
         "nade_logits_backward": _fake_backward,
         "nade_mean_nll": _fake_mean_nll,
+        "nade_weighted_mean_nll": _fake_weighted_mean_nll,
         "nade_sample": _fake_sample,
     }.items():
-        register_fake(f"pyar::{name}", fake)
+        torch.library.register_fake(f"pyar::{name}", fake)
         for device_type in ("cpu", "cuda"):
             torch.library.register_autocast(f"pyar::{name}", device_type, torch.float32)
-    register_autograd("pyar::nade_log_prob", _log_prob_backward, setup_context=_save_inputs)
-    register_autograd("pyar::nade_logits", _logits_backward, setup_context=_save_inputs)
-    register_autograd("pyar::nade_mean_nll", _mean_nll_backward, setup_context=_save_gradients)
-    for name in ("nade_log_prob_backward", "nade_logits_backward"):
-        register_autograd(f"pyar::{name}", _refuse_double_backward)
+    register, fold = transforms.register, transforms.fold_examples
+    for name in ("nade_log_prob", "nade_conditional_log_prob"):
+        register(name, _log_prob_backward, _save_inputs, fold(name))
+    register("nade_logits", _logits_backward, _save_inputs, fold("nade_logits"))
+    register("nade_mean_nll", _mean_nll_backward, _save_gradients, _batch_mean_nll)
+    register("nade_weighted_mean_nll", _weighted_mean_nll_backward, _save_weighted_gradients, _batch_weighted_mean_nll)
+    register("nade_log_prob_backward", _refuse_double_backward, batch=_batch_log_prob_backward)
+    for name in ("nade_log_prob_backward_each", "nade_logits_backward"):
+        register(name, _refuse_double_backward)
+    register("nade_sample")
 
 
 if native._C is not None:

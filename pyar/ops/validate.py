@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pyar.ops.transforms import is_wrapped
 from pyar.scalars import plain_integer, plain_number
 
 
@@ -169,5 +170,7 @@ def check_seed(seed: Tensor, device: torch.device) -> None:
 
 
 def has_values(x: Tensor) -> bool:
-    """Whether x is an ordinary tensor whose values may be looked at, and not one that torch.compile traces with."""
-    return type(x) in (Tensor, torch.nn.Parameter) and x.device.type != "meta" and not torch.compiler.is_compiling()
+    """Whether x is an ordinary tensor whose values may be looked at: none of torch.compile's or torch.func's."""
+    return not torch.compiler.is_compiling() and (
+        type(x) in (Tensor, torch.nn.Parameter) and x.device.type != "meta" and not is_wrapped(x)
+    )

@@ -36,7 +36,7 @@ def encode(x_d: Tensor, weight_ih: Tensor, num_states: int) -> Tensor:
     """States [B] as the first layer's input [B, I]: one-hot, or for I = 1 the number x_d/(K−1)."""
     if weight_ih.shape[1] == 1:
         return (x_d.to(weight_ih.dtype) / (num_states - 1))[:, None]
-    return torch.nn.functional.one_hot(x_d.long(), num_states).to(weight_ih.dtype)
+    return (x_d[:, None] == torch.arange(num_states, device=x_d.device)).to(weight_ih.dtype)
 
 
 def zero_state(batch: int, weights: Sequence[Tensor]) -> State:
@@ -72,6 +72,12 @@ def logits(x: Tensor, weights: Sequence[Tensor], head_weight: Tensor, head_bias:
     """The conditionals' logits [B, D, K]; for K = 2 [B, D], log p(x_d = 1 | x_{<d}) − log p(x_d = 0 | x_{<d})."""
     stacked = torch.stack(step_logits(x, weights, head_weight, head_bias), dim=1)
     return stacked[..., 1] - stacked[..., 0] if head_weight.shape[0] == 2 else stacked
+
+
+def conditional_log_prob(x: Tensor, weights: Sequence[Tensor], head_weight: Tensor, head_bias: Tensor) -> Tensor:
+    """log p(x_d | x_{<d}) in nats: [B, D]."""
+    stacked = torch.stack(step_logits(x, weights, head_weight, head_bias), dim=1)
+    return log_probability(stacked, x)
 
 
 def log_prob(x: Tensor, weights: Sequence[Tensor], head_weight: Tensor, head_bias: Tensor) -> Tensor:

@@ -59,6 +59,12 @@ def logits(x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor, mlp: Sequence[
     return stacked.squeeze(-1) if V.shape[1] == 1 else stacked
 
 
+def conditional_log_prob(x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor, mlp: Sequence[Tensor] = ()) -> Tensor:
+    """log p(x_d | x_{<d}) in nats: [B, D]."""
+    each = [log_probability(outputs_d, x[:, d]) for d, outputs_d in enumerate(outputs(x, W, c, V, b, mlp))]
+    return torch.stack(each, dim=1)
+
+
 def log_prob(x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor, mlp: Sequence[Tensor] = ()) -> Tensor:
     """log p(x) = Σ_d log p(x_d | x_{<d}) in nats: [B]."""
     total = b.new_zeros(x.shape[0])
@@ -67,9 +73,18 @@ def log_prob(x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor, mlp: Sequenc
     return total
 
 
-def mean_nll(x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor, mlp: Sequence[Tensor] = ()) -> Tensor:
-    """−1/B Σ_b log p(x_b) in nats: a scalar, NaN for an empty batch."""
-    return -log_prob(x, W, c, V, b, mlp).mean()
+def mean_nll(
+    x: Tensor,
+    W: Tensor,
+    c: Tensor,
+    V: Tensor,
+    b: Tensor,
+    mlp: Sequence[Tensor] = (),
+    weights: Tensor | None = None,
+) -> Tensor:
+    """−1/B Σ_b w_b log p(x_b) in nats, with w_b = 1 without weights [B]: a scalar, NaN for an empty batch."""
+    each = log_prob(x, W, c, V, b, mlp)
+    return -(each if weights is None else weights * each).mean()
 
 
 def sample(

@@ -1,6 +1,7 @@
 // PixelLSTM's teacher-forced log-probability and its gradients, for one instruction-set level.
 //
-// With a_t the sums of step t (before the gates' nonlinearities) and g_b the gradient of log p(x_b):
+// With a_t the sums of step t (before the gates' nonlinearities) and g_b the gradient of log p(x_b), or for each step
+// that of log p(x_bt | x_b,<t):
 //   ∂logits_t = g (1[x_t] − p_t)
 //   ∂h_t      = ∂logits_t W_head + ∂a_{t+1} W_hh + ∂a_t^{layer above} W_ih^{layer above}
 //   ∂a_t      = the cell's backward of ∂h_t and ∂c_t
@@ -59,13 +60,16 @@ void forward(const LstmForward& arguments, int64_t first, int64_t count, const L
         memset(step.c_after + s * model.stride + units, 0, (model.stride - units) * sizeof(float));
       }
     }
-    if (arguments.log_prob == nullptr) continue;
+    if (arguments.log_prob == nullptr && arguments.conditional == nullptr) continue;
     head_logits(model, arguments.h[model.layers - 1] + after, scratch.logits, count, 0, vectors);
     for (int64_t s = 0; s < count; ++s) {
       weigh(scratch.logits + s * vectors * kWidth, vectors, 1.0f, &conditional);
       float total = 0.0f;
       for (int k = 0; k < model.states; ++k) total += conditional.weights[k];
-      scratch.log_prob[s] += log_probability(conditional, arguments.x[(first + s) * arguments.num_dims + t], total);
+      const int64_t at = (first + s) * arguments.num_dims + t;
+      const double term = log_probability(conditional, arguments.x[at], total);
+      scratch.log_prob[s] += term;
+      if (arguments.conditional != nullptr) arguments.conditional[at] = static_cast<float>(term);
     }
   }
   if (arguments.log_prob != nullptr)
@@ -228,7 +232,7 @@ void logit_gradients(const LstmBackward& arguments, int64_t t, int64_t slot, int
     weigh(logits + s * vectors * kWidth, vectors, 1.0f, &conditional);
     float total = 0.0f;
     for (int k = 0; k < model.states; ++k) total += conditional.weights[k];
-    const float g = arguments.grad[first + s];
+    const float g = arguments.grad[(first + s) * arguments.grad_sample + t * arguments.grad_step];
     const Vector scale = broadcast(-g / total);
     for (int64_t v = 0; v < vectors; ++v) {
       float* out = arguments.dlogits + ((v * arguments.group + slot) * arguments.batch + first + s) * kWidth;

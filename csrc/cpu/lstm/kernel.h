@@ -98,7 +98,8 @@ struct LstmForward {
   float* gates[kMaxLayers];  // [steps][N][batch][4·W], or null
   float* checkpoints;  // the states before every checkpoint_steps-th step, [D/…][layers][2][batch][stride], or null
   int64_t checkpoint_steps;
-  float* log_prob;  // [batch], or null: the states alone are wanted
+  float* log_prob;     // [batch], and
+  float* conditional;  // [batch, D], log p(x_t | x_<t): either or, where the states alone are wanted, both null
 };
 
 // The weights for the way back, packed: panels of 4·W columns, ⌈N/4⌉ panels.
@@ -112,7 +113,8 @@ struct LstmBackward {
   const LstmModel* model;
   LstmTransposed transposed;
   const uint8_t* x;   // [batch, D]
-  const float* grad;  // [batch], of log_prob
+  const float* grad;  // of sample s's conditional at step t: grad[s·grad_sample + t·grad_step]
+  int64_t grad_sample, grad_step;
   int64_t batch;
   int64_t num_dims;
   int64_t segment;             // the first step of the segment that h, c and gates hold

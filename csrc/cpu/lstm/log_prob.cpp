@@ -85,9 +85,9 @@ void check_inputs(const Tensor& x, int64_t states, int64_t checkpoint_steps) {
 
 float* mutable_floats(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
 
-std::tuple<Tensor, Tensor> lstm_log_prob(const Tensor& states, const std::vector<Tensor>& weights,
-                                         const Tensor& head_weight, const Tensor& head_bias, int64_t checkpoint_steps,
-                                         bool keep) {
+// log p(x) [B], or, with `conditionals`, log p(x_d | x_<d) [B, D]; and what the gradients need.
+std::tuple<Tensor, Tensor> forward(const Tensor& states, const std::vector<Tensor>& weights, const Tensor& head_weight,
+                                   const Tensor& head_bias, int64_t checkpoint_steps, bool keep, bool conditionals) {
   const LstmTensors parameters(weights, head_weight, head_bias);
   // Training changes the parameters with every call: there is nothing to find.
   const std::shared_ptr<const PackedLstm> packed =
@@ -96,7 +96,8 @@ std::tuple<Tensor, Tensor> lstm_log_prob(const Tensor& states, const std::vector
   const Tensor x = torch::stable::contiguous(states);
   check_inputs(x, lstm.model.states, checkpoint_steps);
   const Plan plan(x.size(0), x.size(1), lstm.model.layers, lstm.model.hidden, checkpoint_steps);
-  Tensor log_prob = torch::stable::new_empty(head_weight, {plan.batch});
+  Tensor log_prob = conditionals ? torch::stable::new_empty(head_weight, {plan.batch, plan.num_dims})
+                                 : torch::stable::new_empty(head_weight, {plan.batch});
   Tensor kept = torch::stable::new_empty(head_weight, {keep ? plan.kept_floats(checkpoint_steps) : 0});
   if (plan.batch == 0) return {log_prob, kept};
   prefer_large_pages(kept.mutable_data_ptr(), kept.numel() * 4);
@@ -120,11 +121,23 @@ std::tuple<Tensor, Tensor> lstm_log_prob(const Tensor& states, const std::vector
   }
   arguments.checkpoints = keep && !keeps_all ? mutable_floats(kept) : nullptr;
   arguments.checkpoint_steps = plan.segment;
-  arguments.log_prob = mutable_floats(log_prob);
+  (conditionals ? arguments.conditional : arguments.log_prob) = mutable_floats(log_prob);
   Slices(lstm, plan.batch).run([&](int64_t first, int64_t count, const LstmScratch& scratch) {
     PYAR_FOR_THIS_CPU(lstm_gradient_kernels).forward(arguments, first, count, scratch);
   });
   return {log_prob, kept};
+}
+
+std::tuple<Tensor, Tensor> lstm_log_prob(const Tensor& states, const std::vector<Tensor>& weights,
+                                         const Tensor& head_weight, const Tensor& head_bias, int64_t checkpoint_steps,
+                                         bool keep) {
+  return forward(states, weights, head_weight, head_bias, checkpoint_steps, keep, false);
+}
+
+std::tuple<Tensor, Tensor> lstm_conditional_log_prob(const Tensor& states, const std::vector<Tensor>& weights,
+                                                     const Tensor& head_weight, const Tensor& head_bias,
+                                                     int64_t checkpoint_steps, bool keep) {
+  return forward(states, weights, head_weight, head_bias, checkpoint_steps, keep, true);
 }
 
 // ---- gradients ----
@@ -217,7 +230,11 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> lstm_log_prob_backward(const Ten
   const Tensor x = torch::stable::contiguous(states);
   check_inputs(x, model.states, checkpoint_steps);
   const Plan plan(x.size(0), x.size(1), model.layers, model.hidden, checkpoint_steps);
-  check(grad, "grad", {plan.batch});
+  const bool conditionals = grad.dim() == 2;
+  if (conditionals)
+    check(grad, "grad", {plan.batch, plan.num_dims});
+  else
+    check(grad, "grad", {plan.batch});
   check(kept, "kept", {plan.kept_floats(checkpoint_steps)});
   const Tensor upstream = torch::stable::contiguous(grad);
   const PackedGradients gradients(lstm);
@@ -238,6 +255,8 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> lstm_log_prob_backward(const Ten
   arguments.model = &model;
   arguments.x = static_cast<const uint8_t*>(x.const_data_ptr());
   arguments.grad = floats(upstream);
+  arguments.grad_sample = conditionals ? plan.num_dims : 1;
+  arguments.grad_step = conditionals ? 1 : 0;
   arguments.batch = plan.batch;
   arguments.num_dims = plan.num_dims;
   arguments.group = plan.group;
@@ -317,5 +336,6 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> lstm_log_prob_backward(const Ten
 
 STABLE_TORCH_LIBRARY_IMPL(pyar, CPU, m) {
   m.impl("lstm_log_prob", TORCH_BOX(&pyar::cpu::lstm_log_prob));
+  m.impl("lstm_conditional_log_prob", TORCH_BOX(&pyar::cpu::lstm_conditional_log_prob));
   m.impl("lstm_log_prob_backward", TORCH_BOX(&pyar::cpu::lstm_log_prob_backward));
 }

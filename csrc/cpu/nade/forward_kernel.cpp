@@ -48,14 +48,16 @@ PYAR_INLINE void forward_dimension(const NadeForward& f, int64_t first, int64_t 
   if (f.logits != nullptr)
     for (int64_t i = 0; i < n; ++i)
       for (int64_t k = 0; k < P; ++k) f.logits[((first + i) * m.D + d) * P + k] = logits[k * kTile + i];
-  if (f.log_prob == nullptr) return;
+  if (f.log_prob == nullptr && f.conditional == nullptr) return;
   for (int64_t i = 0; i < n; ++i) s.states[i] = f.x[(first + i) * m.D + d];
   for (int64_t i = 0; i < n; i += kWidth)
     store(s.terms + i, log_probability<false>(logits + i, kTile, P, load_int(s.states + i), Vector{}));
   for (int64_t i = 0; i < n; ++i) total[i] += static_cast<double>(s.terms[i]);
+  if (f.conditional != nullptr)
+    for (int64_t i = 0; i < n; ++i) f.conditional[(first + i) * m.D + d] = s.terms[i];
 }
 
-// log p(x_i) = Σ_d log p(x_id | x_i,<d), or the logits, for the samples first + [0, n).
+// log p(x_i) = Σ_d log p(x_id | x_i,<d), its terms, or the logits, for the samples first + [0, n).
 void forward_tile(const NadeForward& f, int64_t first, int64_t n, float* scratch) {
   const NadeParameters& m = f.model;
   const ForwardSpace s(m, scratch);

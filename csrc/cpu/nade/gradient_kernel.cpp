@@ -2,7 +2,7 @@
 // the first.
 //
 // With g the gradient of log p(x) and z_d = logits_d (a gradient of the logits may be given instead):
-//   ∂z_d = g (1[x_d] − softmax(z_d)), for K = 2 g (x_d − σ(z_d))
+//   ∂z_d = g (1[x_d] − softmax(z_d)), for K = 2 g (x_d − σ(z_d)); g may be one for each conditional, g_d
 //   ∂V_d = Σ_samples ∂z_d f_dᵀ,   ∂b_d = Σ_samples ∂z_d
 //   ∂f_d = V_dᵀ ∂z_d,   ∂h_d = the layers' backward of ∂f_d,   ∂a_d = h_d (1 − h_d) ∂h_d
 //   ∂W[d, k] = Σ_{samples with x_d = k} Σ_{e>d} ∂a_e,   ∂c = Σ_samples Σ_d ∂a_d
@@ -125,14 +125,19 @@ void group_backward(const NadeBackward& q, int64_t d0, int64_t g0, int64_t g1, i
                    gradients + i, kSubBatch);
     }
     int32_t states[kUnit] = {};
-    float terms[kUnit];
+    float terms[kUnit], scales[kUnit];
     for (int64_t d = g0; d < g1; ++d) {
       float* logits = gradients + (d - g0) * P * kSubBatch;
       for (int64_t i = 0; i < n; ++i) states[i] = x[i * m.D + d];
+      const float* scales_of_all = q.grad_log_prob == nullptr ? nullptr : q.grad_log_prob + first;
+      if (q.grad_conditional != nullptr) {
+        for (int64_t i = 0; i < n; ++i) scales[i] = q.grad_conditional[(first + i) * m.D + d];
+        scales_of_all = scales;
+      }
       for (int64_t i = 0; i < n; i += kWidth) {
         Vector scale = broadcast(q.grad_constant);
-        if (q.grad_log_prob != nullptr)
-          scale = load_first(q.grad_log_prob + first + i, static_cast<int>(n - i < kWidth ? n - i : kWidth));
+        if (scales_of_all != nullptr)
+          scale = load_first(scales_of_all + i, static_cast<int>(n - i < kWidth ? n - i : kWidth));
         add_bias(logits + i, kSubBatch, m.b + d * P, P);
         store(terms + i, log_probability<true>(logits + i, kSubBatch, P, load_int(states + i), scale));
       }

@@ -39,9 +39,10 @@ struct NadeParameters {
 // Log-probabilities and logits of given states.
 struct NadeForward {
   NadeParameters model;
-  const uint8_t* x;  // [B, D]
-  float* log_prob;   // [B], or null
-  float* logits;     // [B, D, P], or null
+  const uint8_t* x;    // [B, D]
+  float* log_prob;     // [B], or null
+  float* conditional;  // [B, D], log p(x_d | x_<d), or null
+  float* logits;       // [B, D, P], or null
 };
 
 // Gradients of one sub-batch of n ≤ kSubBatch samples, in blocks of dimensions from the last to the first. A run is a
@@ -53,6 +54,7 @@ struct NadeBackward {
   int64_t n, block;            // block: dimensions a block
   const float* grad_log_prob;  // [n]; null: grad_constant for every sample
   float grad_constant;
+  const float* grad_conditional;    // [n, D]; if not null, it replaces the gradient of the log-probability
   const float* grad_logits;         // [n, D, P]; if not null, it replaces the gradient of the log-probability
   double* log_prob;                 // [n], added to; or null
   float* checkpoints;               // [blocks, n, H], the activation at the start of every block

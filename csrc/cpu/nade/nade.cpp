@@ -5,6 +5,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
@@ -196,8 +197,8 @@ class SharedScratch {
   std::unique_ptr<Space> space_;
 };
 
-void forward(const Model& model, const Tensor& x, int64_t B, float* log_prob, float* logits) {
-  const NadeForward f{model.view, bytes(x), log_prob, logits};
+void forward(const Model& model, const Tensor& x, int64_t B, float* log_prob, float* conditional, float* logits) {
+  const NadeForward f{model.view, bytes(x), log_prob, conditional, logits};
   const auto run = PYAR_FOR_THIS_CPU(nade_forward);
   const int64_t size = PYAR_FOR_THIS_CPU(nade_forward_scratch)(model.view);
   in_parallel(B, model.view.D * model.view.P * model.view.H, [&](int64_t begin, int64_t end) {
@@ -211,7 +212,16 @@ Tensor nade_log_prob(Tensor x, Tensor W, Tensor c, Tensor V, Tensor b, std::vect
   const int64_t B = batch_size(x);
   const Tensor states = checked_states(x, "x", B, model.view.D, model.view.K);
   Tensor out = allocate(b, {B});
-  forward(model, states, B, floats(out), nullptr);
+  forward(model, states, B, floats(out), nullptr, nullptr);
+  return out;
+}
+
+Tensor nade_conditional_log_prob(Tensor x, Tensor W, Tensor c, Tensor V, Tensor b, std::vector<Tensor> mlp) {
+  const Model model(W, c, V, b, mlp);
+  const int64_t B = batch_size(x);
+  const Tensor states = checked_states(x, "x", B, model.view.D, model.view.K);
+  Tensor out = allocate(b, {B, model.view.D});
+  forward(model, states, B, nullptr, floats(out), nullptr);
   return out;
 }
 
@@ -220,32 +230,75 @@ Tensor nade_logits(Tensor x, Tensor W, Tensor c, Tensor V, Tensor b, std::vector
   const int64_t B = batch_size(x);
   const Tensor states = checked_states(x, "x", B, model.view.D, model.view.K);
   Tensor out = allocate(b, {B, model.view.D, model.view.P});
-  forward(model, states, B, nullptr, floats(out));
+  forward(model, states, B, nullptr, nullptr, floats(out));
   return out;
 }
 
-// Gradients with respect to W, c, V, b and the layers, for the gradient of one of: every log-probability, every logit,
-// or (both null) the sum of log-probabilities times grad_constant. log_prob [B] is added to, or null.
+// Gradients with respect to W, c, V, b and the layers.
 struct Gradients {
   Tensor W, c, V, b;
   std::vector<Tensor> mlp;
+
+  // Of each group on its own, if there are groups: then with a first dimension of that size.
+  Gradients(const Model& model, const Tensor& like, std::vector<int64_t> groups = {})
+      : W(allocate(like, shape(groups, model.view.scalar_input
+                                           ? std::vector<int64_t>{model.view.D, model.view.H}
+                                           : std::vector<int64_t>{model.view.D, model.view.K - 1, model.view.H}))),
+        c(allocate(like, shape(groups, {model.view.H}))),
+        V(allocate(like, shape(groups, {model.view.D, model.view.P, model.view.F}))),
+        b(allocate(like, shape(groups, {model.view.D, model.view.P}))) {
+    for (const DenseLayer& layer : model.layers) {
+      mlp.push_back(allocate(like, shape(groups, {layer.outputs, layer.inputs})));
+      mlp.push_back(allocate(like, shape(groups, {layer.outputs})));
+    }
+  }
+
+  std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> tuple() const { return {W, c, V, b, mlp}; }
+
+ private:
+  static std::vector<int64_t> shape(std::vector<int64_t> groups, const std::vector<int64_t>& own) {
+    groups.insert(groups.end(), own.begin(), own.end());
+    return groups;
+  }
 };
 
-Gradients backward(const Model& model, const Tensor& like, const Tensor& x, int64_t B, const float* grad_log_prob,
-                   float grad_constant, const float* grad_logits, double* log_prob) {
+// What is differentiated: the sum over the examples of the log-probabilities times log_prob [B], or of the conditionals
+// times conditional [B, D], or of the logits times logits [B, D, P]; all null: the log-probabilities' times constant.
+struct Upstream {
+  const float* log_prob = nullptr;
+  const float* conditional = nullptr;
+  const float* logits = nullptr;
+  float constant = 0.0f;
+};
+
+// The gradients of group `group` of `out`, from x [B, D]. log_prob [B] is added to, or null.
+void backward(const Model& model, const uint8_t* x, int64_t B, const Upstream& upstream, double* log_prob,
+              const Gradients& out, int64_t group = 0) {
   const NadeParameters& m = model.view;
-  const std::vector<int64_t> input =
-      m.scalar_input ? std::vector<int64_t>{m.D, m.H} : std::vector<int64_t>{m.D, m.K - 1, m.H};
-  Gradients out{
-      allocate(like, input), allocate(like, {m.H}), allocate(like, {m.D, m.P, m.F}), allocate(like, {m.D, m.P}), {}};
-  for (const DenseLayer& layer : model.layers) {
-    out.mlp.push_back(allocate(like, {layer.outputs, layer.inputs}));
-    out.mlp.push_back(allocate(like, {layer.outputs}));
+  const int64_t input_size = m.D * m.H * (m.scalar_input ? 1 : m.K - 1);
+  const auto part_of = [group](const Tensor& t, int64_t size) { return floats(t) + group * size; };
+  std::vector<float*> grad_layers;
+  for (size_t l = 0; l < model.layers.size(); ++l) {
+    grad_layers.push_back(part_of(out.mlp[2 * l], model.layers[l].outputs * model.layers[l].inputs));
+    grad_layers.push_back(part_of(out.mlp[2 * l + 1], model.layers[l].outputs));
   }
+  NadeBackward q{};
+  q.grad_W = part_of(out.W, input_size);
+  q.grad_c = part_of(out.c, m.H);
+  q.grad_V = part_of(out.V, m.D * m.P * m.F);
+  q.grad_b = part_of(out.b, m.D * m.P);
+  q.grad_layers = grad_layers.data();
   if (B == 0) {
-    for (Tensor* t : {&out.W, &out.c, &out.V, &out.b}) torch::stable::zero_(*t);
-    for (Tensor& t : out.mlp) torch::stable::zero_(t);
-    return out;
+    std::memset(q.grad_W, 0, input_size * sizeof(float));
+    std::memset(q.grad_c, 0, m.H * sizeof(float));
+    std::memset(q.grad_V, 0, m.D * m.P * m.F * sizeof(float));
+    std::memset(q.grad_b, 0, m.D * m.P * sizeof(float));
+    for (size_t l = 0; l < model.layers.size(); ++l) {
+      const DenseLayer& layer = model.layers[l];
+      std::memset(grad_layers[2 * l], 0, layer.outputs * layer.inputs * sizeof(float));
+      std::memset(grad_layers[2 * l + 1], 0, layer.outputs * sizeof(float));
+    }
+    return;
   }
 
   // Blocks of √D dimensions: as many checkpoints of the activation as rows to replay between two of them.
@@ -266,17 +319,15 @@ Gradients backward(const Model& model, const Tensor& like, const Tensor& x, int6
   for (int64_t i = 0, at = 0; i < static_cast<int64_t>(sizes.size()); at += padded(sizes[i]), ++i)
     parts_of_space.push_back(space.data() + at);
 
-  std::vector<float*> features, feature_gradients, grad_layers;
+  std::vector<float*> features, feature_gradients;
   for (size_t l = 0; l < model.layers.size(); ++l) {
     features.push_back(parts_of_space[6 + 2 * l]);
     feature_gradients.push_back(parts_of_space[7 + 2 * l]);
   }
-  for (const Tensor& t : out.mlp) grad_layers.push_back(floats(t));
 
-  NadeBackward q{};
   q.model = m;
   q.block = block;
-  q.grad_constant = grad_constant;
+  q.grad_constant = upstream.constant;
   q.checkpoints = parts_of_space[0];
   q.hidden = parts_of_space[1];
   q.suffix = parts_of_space[2];
@@ -285,19 +336,15 @@ Gradients backward(const Model& model, const Tensor& like, const Tensor& x, int6
   q.run = reinterpret_cast<int32_t*>(parts_of_space[5]);
   q.features = features.data();
   q.feature_gradients = feature_gradients.data();
-  q.grad_W = floats(out.W);
-  q.grad_c = floats(out.c);
-  q.grad_V = floats(out.V);
-  q.grad_b = floats(out.b);
-  q.grad_layers = grad_layers.data();
 
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t first = B * part / parts;
     q.n = B * (part + 1) / parts - first;
     q.first = part == 0;
-    q.x = bytes(x) + first * m.D;
-    q.grad_log_prob = grad_log_prob == nullptr ? nullptr : grad_log_prob + first;
-    q.grad_logits = grad_logits == nullptr ? nullptr : grad_logits + first * m.D * m.P;
+    q.x = x + first * m.D;
+    q.grad_log_prob = upstream.log_prob == nullptr ? nullptr : upstream.log_prob + first;
+    q.grad_conditional = upstream.conditional == nullptr ? nullptr : upstream.conditional + first * m.D;
+    q.grad_logits = upstream.logits == nullptr ? nullptr : upstream.logits + first * m.D * m.P;
     q.log_prob = log_prob == nullptr ? nullptr : log_prob + first;
     const int64_t sample_scratch = PYAR_FOR_THIS_CPU(nade_backward_scratch)(q);
     const int64_t layer_scratch = PYAR_FOR_THIS_CPU(nade_layer_scratch)(q);
@@ -320,20 +367,72 @@ Gradients backward(const Model& model, const Tensor& like, const Tensor& x, int6
     }
     PYAR_FOR_THIS_CPU(nade_backward_end)(q);
   }
-  return out;
 }
 
 using GradientTuple = std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
+
+// The gradient of the log-probabilities, shape [...], or of the conditionals, [..., D].
+Upstream checked_upstream(const Tensor& grad, std::vector<int64_t> shape, int64_t D, std::optional<Tensor>* keep) {
+  const bool conditional = grad.dim() == static_cast<int64_t>(shape.size()) + 1;
+  if (conditional) shape.push_back(D);
+  *keep = checked_float(grad, "grad", shape);
+  const auto* values = static_cast<const float*>((*keep)->const_data_ptr());
+  Upstream upstream;
+  (conditional ? upstream.conditional : upstream.log_prob) = values;
+  return upstream;
+}
 
 GradientTuple nade_log_prob_backward(Tensor grad, Tensor x, Tensor W, Tensor c, Tensor V, Tensor b,
                                      std::vector<Tensor> mlp) {
   const Model model(W, c, V, b, mlp);
   const int64_t B = batch_size(x);
   const Tensor states = checked_states(x, "x", B, model.view.D, model.view.K);
-  const Tensor upstream = checked_float(grad, "grad", {B});
-  Gradients g =
-      backward(model, b, states, B, static_cast<const float*>(upstream.const_data_ptr()), 0.0f, nullptr, nullptr);
-  return {g.W, g.c, g.V, g.b, g.mlp};
+  std::optional<Tensor> contiguous;
+  const Upstream upstream = checked_upstream(grad, {B}, model.view.D, &contiguous);
+  const Gradients out(model, b);
+  backward(model, bytes(states), B, upstream, nullptr, out);
+  return out.tuple();
+}
+
+GradientTuple nade_log_prob_backward_each(Tensor grad, Tensor x, Tensor W, Tensor c, Tensor V, Tensor b,
+                                          std::vector<Tensor> mlp) {
+  const Model model(W, c, V, b, mlp);
+  const NadeParameters& m = model.view;
+  STD_TORCH_CHECK(x.dim() == 3, "x must be [G, n, D], got ", shape_text(shape_of(x)));
+  const int64_t groups = x.size(0), n = x.size(1);
+  const Tensor states = checked_states(torch::stable::view(torch::stable::contiguous(x), {groups * n, x.size(2)}), "x",
+                                       groups * n, m.D, m.K);
+  std::optional<Tensor> contiguous;
+  const Upstream upstream = checked_upstream(grad, {groups, n}, m.D, &contiguous);
+  const Gradients out(model, b, {groups});
+  const auto run = [&](int64_t begin, int64_t end) {
+    std::vector<uint8_t> rows;
+    std::vector<float> gradients;
+    for (int64_t group = begin; group < end; ++group) {
+      rows.clear();
+      gradients.clear();
+      const bool conditional = upstream.conditional != nullptr;
+      const int64_t each = conditional ? m.D : 1;
+      const float* given = (conditional ? upstream.conditional : upstream.log_prob) + group * n * each;
+      for (int64_t i = 0; i < n; ++i) {
+        const float* own = given + i * each;
+        if (std::all_of(own, own + each, [](float g) { return g == 0.0f; })) continue;
+        const uint8_t* row = bytes(states) + (group * n + i) * m.D;
+        rows.insert(rows.end(), row, row + m.D);
+        gradients.insert(gradients.end(), own, own + each);
+      }
+      Upstream active;
+      (conditional ? active.conditional : active.log_prob) = gradients.data();
+      backward(model, rows.data(), static_cast<int64_t>(rows.size()) / m.D, active, nullptr, out, group);
+    }
+  };
+  // Whole groups to the threads, or, where they are few, each to all threads.
+  if (groups >= torch::stable::get_num_threads()) {
+    in_parallel(groups, n * m.D * m.P * m.H, run);
+  } else {
+    run(0, groups);
+  }
+  return out.tuple();
 }
 
 GradientTuple nade_logits_backward(Tensor grad, Tensor x, Tensor W, Tensor c, Tensor V, Tensor b,
@@ -341,10 +440,20 @@ GradientTuple nade_logits_backward(Tensor grad, Tensor x, Tensor W, Tensor c, Te
   const Model model(W, c, V, b, mlp);
   const int64_t B = batch_size(x);
   const Tensor states = checked_states(x, "x", B, model.view.D, model.view.K);
-  const Tensor upstream = checked_float(grad, "grad", {B, model.view.D, model.view.P});
-  Gradients g =
-      backward(model, b, states, B, nullptr, 0.0f, static_cast<const float*>(upstream.const_data_ptr()), nullptr);
-  return {g.W, g.c, g.V, g.b, g.mlp};
+  const Tensor given = checked_float(grad, "grad", {B, model.view.D, model.view.P});
+  Upstream upstream;
+  upstream.logits = static_cast<const float*>(given.const_data_ptr());
+  const Gradients out(model, b);
+  backward(model, bytes(states), B, upstream, nullptr, out);
+  return out.tuple();
+}
+
+// −1/B Σ_b terms_b; NaN for none.
+float mean_nll(const std::vector<double>& terms) {
+  if (terms.empty()) return std::numeric_limits<float>::quiet_NaN();
+  double sum = 0.0;
+  for (const double term : terms) sum += term;
+  return static_cast<float>(-sum / static_cast<double>(terms.size()));
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> nade_mean_nll(Tensor x, Tensor W, Tensor c, Tensor V, Tensor b) {
@@ -352,13 +461,36 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> nade_mean_nll(Tensor x, Tenso
   const int64_t B = batch_size(x);
   const Tensor states = checked_states(x, "x", B, model.view.D, model.view.K);
   std::vector<double> log_prob(B, 0.0);
-  Gradients g =
-      backward(model, b, states, B, nullptr, B == 0 ? 0.0f : -1.0f / static_cast<float>(B), nullptr, log_prob.data());
-  double sum = 0.0;
-  for (const double value : log_prob) sum += value;
+  Upstream upstream;
+  upstream.constant = B == 0 ? 0.0f : -1.0f / static_cast<float>(B);
+  const Gradients out(model, b);
+  backward(model, bytes(states), B, upstream, log_prob.data(), out);
   Tensor loss = allocate(b, {});
-  *floats(loss) = B == 0 ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(-sum / static_cast<double>(B));
-  return {loss, g.W, g.c, g.V, g.b};
+  *floats(loss) = mean_nll(log_prob);
+  return {loss, out.W, out.c, out.V, out.b};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> nade_weighted_mean_nll(
+    Tensor x, Tensor weights, Tensor W, Tensor c, Tensor V, Tensor b, std::vector<Tensor> mlp) {
+  const Model model(W, c, V, b, mlp);
+  const int64_t B = batch_size(x);
+  const Tensor states = checked_states(x, "x", B, model.view.D, model.view.K);
+  const Tensor given = checked_float(weights, "weights", {B});
+  const auto* weight = static_cast<const float*>(given.const_data_ptr());
+  std::vector<float> gradient(B);
+  for (int64_t i = 0; i < B; ++i) gradient[i] = -weight[i] / static_cast<float>(B);
+  std::vector<double> log_prob(B, 0.0);
+  Upstream upstream;
+  upstream.log_prob = gradient.data();
+  const Gradients out(model, b);
+  backward(model, bytes(states), B, upstream, log_prob.data(), out);
+  Tensor loss = allocate(b, {}), each = allocate(b, {B});
+  for (int64_t i = 0; i < B; ++i) {
+    floats(each)[i] = static_cast<float>(log_prob[i]);
+    log_prob[i] = static_cast<double>(weight[i]) * floats(each)[i];
+  }
+  *floats(loss) = mean_nll(log_prob);
+  return {loss, each, out.W, out.c, out.V, out.b, out.mlp};
 }
 
 std::tuple<Tensor, Tensor> nade_sample(Tensor W, Tensor c, Tensor V, Tensor b, std::vector<Tensor> mlp, Tensor seed,
@@ -415,6 +547,9 @@ std::tuple<Tensor, Tensor> nade_sample(Tensor W, Tensor c, Tensor V, Tensor b, s
 STABLE_TORCH_LIBRARY_IMPL(pyar, CPU, m) {
   m.impl("nade_log_prob", TORCH_BOX(&nade_log_prob));
   m.impl("nade_log_prob_backward", TORCH_BOX(&nade_log_prob_backward));
+  m.impl("nade_log_prob_backward_each", TORCH_BOX(&nade_log_prob_backward_each));
+  m.impl("nade_conditional_log_prob", TORCH_BOX(&nade_conditional_log_prob));
+  m.impl("nade_weighted_mean_nll", TORCH_BOX(&nade_weighted_mean_nll));
   m.impl("nade_logits", TORCH_BOX(&nade_logits));
   m.impl("nade_logits_backward", TORCH_BOX(&nade_logits_backward));
   m.impl("nade_mean_nll", TORCH_BOX(&nade_mean_nll));
