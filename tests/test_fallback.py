@@ -30,7 +30,18 @@ with warnings.catch_warnings(record=True) as caught:
         model.load_state_dict(state)
         loss = model.mean_nll(x)
         drawn, log_prob = model.sample_and_log_prob(20, seed=5, first_index=3, temperature=0.9)
+        weighted = model.mean_nll(x, torch.linspace(-1, 2, 6))
+
+        def one(parameters, row):
+            return torch.func.functional_call(model, parameters, (row[None],)).sum()
+
+        parameters = dict(model.named_parameters())
+        each = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0))(parameters, x)
         result[name] = {
+            "conditional_log_prob": model.conditional_log_prob(x).detach(),
+            "weighted": weighted.detach(),
+            "weighted_gradients": list(torch.autograd.grad(weighted, list(model.parameters()))),
+            "each": [gradient.detach() for gradient in each.values()],
             "log_prob": model.log_prob(x).detach(),
             "logits": model.logits(x).detach(),
             "mean_nll": loss.detach(),
@@ -90,6 +101,15 @@ def test_gives_the_same_numbers(without_extension: dict, name: str) -> None:
     torch.testing.assert_close(loss.detach(), theirs["mean_nll"], **close)
     for ours, other in zip(torch.autograd.grad(loss, list(model.parameters())), theirs["gradients"], strict=True):
         torch.testing.assert_close(ours, other, **close)
+    torch.testing.assert_close(model.conditional_log_prob(x).detach(), theirs["conditional_log_prob"], **close)
+    weighted = model.mean_nll(x, torch.linspace(-1, 2, 6))
+    torch.testing.assert_close(weighted.detach(), theirs["weighted"], **close)
+    gradients = torch.autograd.grad(weighted, list(model.parameters()))
+    for ours, other in zip(gradients, theirs["weighted_gradients"], strict=True):
+        torch.testing.assert_close(ours, other, **close)
+    each = [torch.autograd.grad(model.log_prob(row[None]), list(model.parameters())) for row in x]
+    for ours, other in zip(zip(*each, strict=True), theirs["each"], strict=True):
+        torch.testing.assert_close(torch.stack(ours), other, **close)
     drawn, log_prob = model.sample_and_log_prob(20, seed=5, first_index=3, temperature=0.9)
     assert torch.equal(drawn, theirs["drawn"])
     torch.testing.assert_close(log_prob, theirs["drawn_log_prob"], **close)
