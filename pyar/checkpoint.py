@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from pyar.files import atomic_write
-from pyar.models import MODELS, AutoregressiveModel
+from pyar.models import AutoregressiveModel, model_class, model_names
 
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "training_state.pt"
@@ -122,11 +122,14 @@ def load_with_extra(
         )
     if _digest([metadata["model"], metadata["config"], metadata["extra"]], tensors) != metadata["sha256"]:
         raise CheckpointError(f"{path} is damaged: its checksum does not match its contents")
-    if metadata["model"] not in MODELS:  # nothing but these classes is ever constructed from a file
-        raise CheckpointError(f"{path} holds the unknown model {metadata['model']!r}; known are {', '.join(MODELS)}")
+    if metadata["model"] not in model_names():  # nothing but these classes is ever constructed from a file
+        raise CheckpointError(
+            f"{path} holds the model {metadata['model']!r}, which is not known here (known are "
+            f"{', '.join(model_names())}); import the package that registers it first"
+        )
     try:
         config, extra = json.loads(metadata["config"]), json.loads(metadata["extra"])
-        model = MODELS[metadata["model"]](**config)
+        model = model_class(metadata["model"])(**config)
         model.load_state_dict(tensors)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise CheckpointError(f"{path} does not fit {metadata['model']}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -19,10 +20,10 @@ from PIL import Image
 import pyar
 from pyar.checkpoint import load
 from pyar.cli import main
-from pyar.cli.parser import MODELS as NAMES
+from pyar.cli.options import DATA_FACTS, constructor_options
 from pyar.cli.parser import duration, make_parser, shape, sizes
 from pyar.data import load_dataset
-from pyar.models import MODELS
+from pyar.models import model_class, model_names
 from pyar.training import TrainingConfig
 
 QUICK = ["--epochs", "2", "--hidden-size", "8", "--binarize", "threshold", "--batch-size", "200", "--no-progress"]
@@ -168,12 +169,10 @@ def test_a_pixel_lstm_trains_samples_and_completes(tmp_path, capsys, monkeypatch
     ("arguments", "message"),
     [
         (["train"], "say which model"),
-        (["train", "nade", "--num-layers", "2"], "--num-layers is not an option of nade"),
         (["train", "nade", "--data", "nothing"], "no data set and no file 'nothing'"),
         (["train", "nade", "--levels", "4", "--binarize", "fixed"], "one of --levels and --binarize"),
         (["train", "nade", "--data", "mnist", "--data-dir", "/nowhere"], "not a folder"),
         (["train", "--resume", "nowhere"], "not a run that can be resumed"),
-        (["train", "nade", "--weight-dtype", "bfloat16"], "--weight-dtype is not an option of nade"),
         (["evaluate", "nowhere"], "no checkpoint nowhere"),
         (["sample", "nowhere"], "no checkpoint nowhere"),
         (["train", "nade", "--device", "abacus"], "abacus"),
@@ -199,7 +198,7 @@ def test_mistakes_get_one_clear_line(tmp_path, capsys, monkeypatch, arguments, m
     [
         [],
         ["trian"],
-        ["train", "made"],
+        ["train", "nadir"],
         ["train", "nade", "--epochs", "0"],
         ["train", "nade", "--epochs", "nan"],
         ["train", "nade", "--time-budget", "soon"],
@@ -222,6 +221,13 @@ def test_wrong_usage_exits_with_2(capsys, arguments):
         assert "--help" in err
     else:
         assert err.startswith("usage")
+
+
+@pytest.mark.parametrize("option", ["--num-layers", "--weight-dtype"])
+def test_an_option_of_another_model_is_refused(capsys, option):
+    code, _, err = run(capsys, "train", "nade", option, "2")
+    assert code == 2
+    assert f"{option} is not an option of nade" in err
 
 
 def test_a_misspelt_option_is_told_its_name(capsys):
@@ -623,7 +629,7 @@ def test_weight_dtype_and_what_it_does_to_the_nll(tmp_path, capsys, monkeypatch)
 def test_a_nade_has_no_weight_dtype(trained, capsys, name):
     code, _, err = run(capsys, name, trained, "--weight-dtype", "bfloat16", "--no-progress")
     assert code == 1
-    assert f"--weight-dtype is for pixel-lstm, but {trained} is a nade" in err
+    assert f"--weight-dtype: {trained} is a nade, whose weights have float32 alone" in err
 
 
 # --- info and help ---
@@ -640,17 +646,21 @@ def test_info_says_what_is_built_and_what_a_run_is(trained, capsys):
     assert json.loads(out)["run"]["model"] == "nade"
 
 
-@pytest.mark.parametrize("name", ["", "train", "evaluate", "sample", "complete", "info"])
+@pytest.mark.parametrize("name", ["", "train", "evaluate", "sample", "complete", "recipes", "reproduce", "info"])
 def test_help_explains_every_command(name, capsys):
     code, out, _ = run(capsys, *([name] if name else []), "--help")
     assert code == 0
     assert out.startswith("usage: pyar")
 
 
-def test_the_parser_knows_every_model_and_every_setting():
-    assert set(NAMES) == set(MODELS)
-    known = vars(make_parser().parse_args(["train", "nade"]))
+@pytest.mark.parametrize("name", model_names())
+def test_the_parser_knows_every_setting_and_every_argument_of_a_model(name):
+    known = vars(make_parser(["train", name]).parse_args(["train", name]))
     assert set(TrainingConfig().to_json()) <= known.keys()
+    arguments = set(inspect.signature(model_class(name)).parameters) - set(DATA_FACTS) - {"order"}
+    assert {f"option_{argument}" for argument in arguments} <= known.keys()
+    assert ("order" in known) == ("order" in inspect.signature(model_class(name)).parameters)
+    assert all(option.help for option in constructor_options(model_class(name)))
 
 
 def test_small_parsers():

@@ -34,7 +34,8 @@ ALLOWED = {
     "evaluation": {"models", "data"},
     "plots": {"files"},
     "sampling": {"files", "models"},
-    "training": {"models", "checkpoint", "data", "evaluation", "plots", "random", "scalars"},
+    "recipes": set(),
+    "training": {"models", "recipes", "checkpoint", "data", "evaluation", "plots", "random", "scalars"},
     "__init__": {"models", "native", "checkpoint"},
     "__main__": {"cli"},
 }

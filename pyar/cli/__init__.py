@@ -1,7 +1,8 @@
-"""The command line: `pyar train|evaluate|sample|complete|info`."""
+"""The command line: `pyar train|evaluate|sample|complete|recipes|reproduce|info`."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -18,8 +19,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     The environment variable PYAR_DEBUG=1 shows their tracebacks.
     """
-    parser = make_parser()
-    if not (sys.argv[1:] if arguments is None else arguments):
+    arguments = list(map(str, sys.argv[1:] if arguments is None else arguments))
+    try:
+        _import_modules(arguments)
+    except ImportError as error:
+        print(f"pyar: --import: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    parser = make_parser(arguments)
+    if not arguments:
         parser.print_help(sys.stderr)
         return EXIT_USAGE
     parsed = parser.parse_args(arguments)
@@ -40,6 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
 
 
+def _import_modules(arguments: Sequence[str]) -> None:
+    """Imports what --import names, before anything is parsed: models that are registered there have options."""
+    for place, argument in enumerate(arguments):
+        flag, _, module = argument.partition("=")
+        module = module or "".join(arguments[place + 1 : place + 2])
+        if flag != "--import" or not module:
+            continue
+        if "" not in sys.path and os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())  # as `python -m` has it
+        importlib.import_module(module)
+
+
 def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
@@ -47,7 +66,7 @@ def _message(error: Exception) -> str:
 
 
 def _run(parsed) -> int:
-    from pyar.cli import commands, train
+    from pyar.cli import commands, recipes, train
     from pyar.cli.common import user_errors
 
     run = {
@@ -55,6 +74,8 @@ def _run(parsed) -> int:
         "evaluate": commands.evaluate,
         "sample": commands.sample,
         "complete": commands.complete,
+        "recipes": recipes.list_recipes,
+        "reproduce": recipes.reproduce,
         "info": commands.info,
     }[parsed.command]
     with user_errors():

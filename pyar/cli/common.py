@@ -73,7 +73,7 @@ def set_weight_dtype(arguments: argparse.Namespace, model: AutoregressiveModel) 
     if arguments.weight_dtype is None:
         return
     if not hasattr(model, "weight_dtype"):
-        raise UserError(f"--weight-dtype is for pixel-lstm, but {arguments.run} is a {model.name}")
+        raise UserError(f"--weight-dtype: {arguments.run} is a {model.name}, whose weights have float32 alone")
     model.weight_dtype = arguments.weight_dtype
 
 

@@ -1,14 +1,21 @@
-"""Every option and its help. Imports no torch, so that --help is immediate."""
+"""Every option and its help.
+
+Imports no torch, so that --help is immediate; only the options of a model, which its constructor says, need its class.
+"""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import math
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
-MODELS = ("nade", "pixel-lstm")
+from pyar.models import model_class, model_names
+from pyar.recipes import recipes
 
 _EXAMPLES = """\
 examples:
@@ -19,6 +26,7 @@ examples:
   pyar sample runs/nade-digits --out sheet.png    draw a sheet of samples
   pyar sample runs/nade-digits -n 100000 --out samples.npz
   pyar complete runs/nade-digits                  top halves given, bottom halves drawn
+  pyar recipes                                    what is known to work, and what it reaches
 
 `pyar COMMAND --help` explains a command's options.
 """
@@ -101,6 +109,7 @@ def _number(kind: type, low: float, high: float = math.inf, *, above: bool = Fal
 
 
 _COUNT = _number(int, 0)
+_integer = _number(int, -(2**63))
 _POSITIVE_COUNT = _number(int, 1)
 _POSITIVE = _number(float, 0, above=True)
 _NOT_NEGATIVE = _number(float, 0)
@@ -110,6 +119,8 @@ _SEED = _number(int, 0, 2**64 - 1)
 class _Parser(argparse.ArgumentParser):
     """A mistake gets one line and, where an option is misspelt, the nearest that there is; not the whole usage."""
 
+    model: str | None = None  # whose options these are
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
@@ -118,7 +129,11 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             options = [option for action in self._actions for option in action.option_strings if option != "--help"]
             near = difflib.get_close_matches(unknown[0].partition("=")[0], options, n=1)
-            self.error(f"there is no option or argument {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
+            if self.model is not None and unknown[0].startswith("-"):
+                problem = f"{unknown[0].partition('=')[0]} is not an option of {self.model}"
+            else:
+                problem = f"there is no option or argument {unknown[0]}"
+            self.error(problem + (f"; did you mean {near[0]}?" if near else ""))
         return parsed, unknown
 
 
@@ -130,11 +145,19 @@ def _add_common(parser: argparse.ArgumentParser, *, device: bool = True) -> None
         )
         group.add_argument("--threads", type=_number(int, 1, 1024), metavar="N", help="CPU threads [torch's choice]")
         group.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bars")
+    group.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        metavar="MODULE",
+        help="import this Python module first, such as one that registers a model; may be repeated",
+    )
     group.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
 def _add_weight_dtype(parser, help: str) -> None:
-    parser.add_argument("--weight-dtype", choices=("float32", "bfloat16"), help=f"pixel-lstm: {help}")
+    choices = ("float32", "bfloat16")
+    parser.add_argument("--weight-dtype", choices=choices, help=f"for models that have it, as pixel-lstm: {help}")
 
 
 def _add_data(parser: argparse.ArgumentParser, default: str | None, default_text: str) -> None:
@@ -174,7 +197,7 @@ def _add_data(parser: argparse.ArgumentParser, default: str | None, default_text
     )
 
 
-def _add_train(commands) -> None:
+def _add_train(commands, model: str | None) -> None:
     parser = commands.add_parser(
         "train",
         help="train a model on data",
@@ -182,7 +205,14 @@ def _add_train(commands) -> None:
         epilog=_TRAIN_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", nargs="?", choices=MODELS, help="the family; not needed with --resume")
+    parser.model = model
+    parser.add_argument(
+        "model",
+        nargs="?",
+        choices=model_names(),
+        metavar="MODEL",
+        help=f"{', '.join(model_names())}; not needed with --resume. Its options: `pyar train MODEL --help`",
+    )
     parser.add_argument("--out", metavar="DIR", help="the run folder [a new runs/MODEL-DATA]")
     parser.add_argument("--resume", metavar="DIR", help="go on with the run in this folder; the budget may be changed")
     _add_data(parser, None, "digits")
@@ -201,19 +231,10 @@ def _add_train(commands) -> None:
         metavar="N",
         help="stop after N evaluations without improvement; 0: never",
     )
-    group = parser.add_argument_group("model (defaults by model and data set)")
-    group.add_argument("--hidden-size", type=_POSITIVE_COUNT, metavar="H", help="hidden units")
-    group.add_argument("--input", choices=("onehot", "scalar"), help="how a state enters the hidden units")
-    group.add_argument("--order", choices=("raster", "reverse", "random"), help="order of the dimensions [raster]")
-    group.add_argument("--mlp-sizes", type=sizes, metavar="M,…", help="nade: shared layers before the output [none]")
-    group.add_argument("--num-layers", type=_POSITIVE_COUNT, metavar="L", help="pixel-lstm: layers [1]")
-    group.add_argument(
-        "--checkpoint-steps",
-        type=_COUNT,
-        metavar="S",
-        help="pixel-lstm: keep every S-th state; less memory, more time [0]",
-    )
-    _add_weight_dtype(group, "train the model with recurrent weights rounded so [float32]")
+    if model is not None:
+        from pyar.cli.options import add_model_options
+
+        add_model_options(parser, model_class(model), {int: _integer, tuple: sizes})
     group = parser.add_argument_group("optimiser (defaults by model and data set)")
     group.add_argument("--batch-size", type=_POSITIVE_COUNT, metavar="B", help="examples per step, over all processes")
     group.add_argument("--learning-rate", type=_POSITIVE, metavar="R", help="Adam's step size")
@@ -362,15 +383,69 @@ def _add_info(commands) -> None:
     _add_common(parser, device=False)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+def _add_recipes(commands) -> None:
+    parser = commands.add_parser(
+        "recipes",
+        help="what is known to work, and what it reaches",
+        description="Lists the recipes: a model, a data set, what they reached, and the published figure beside it. "
+        "`pyar train` takes its defaults from them, and `pyar reproduce NAME` runs one.",
+    )
+    parser.add_argument("--markdown", action="store_true", help="the table of results, as README and site have it")
+    parser.add_argument("--json", action="store_true", help="print them as one JSON object, with all settings")
+
+
+def _add_reproduce(commands) -> None:
+    parser = commands.add_parser(
+        "reproduce",
+        help="run a recipe and say whether it keeps its promise",
+        description="Trains as the recipe says, evaluates on the test split, compares with what the recipe promises "
+        "and with the published figure, and says in words whether it holds. Exits with 1 if it does not.",
+    )
+    parser.add_argument(
+        "recipe", choices=sorted(recipes()), metavar="NAME", help="one of those that `pyar recipes` lists"
+    )
+    parser.add_argument("--out", metavar="DIR", help="the run folder [a new runs/NAME]")
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="where to look for data first [the environment variable PYAR_DATA]"
+    )
+    parser.add_argument("--cache-dir", metavar="DIR", help="where downloads are kept [the user's cache folder]")
+    _add_common(parser)
+
+
+def named_model(arguments: Sequence[str]) -> str | None:
+    """The model whose options the command line is about: that of `train MODEL`, or of the run it resumes."""
+    if not arguments or arguments[0] != "train":
+        return None
+    named = [argument for argument in arguments[1:] if argument in model_names()]
+    if named:
+        return named[0]
+    for place, argument in enumerate(arguments):
+        flag, _, value = argument.partition("=")
+        if flag == "--resume" and (value or arguments[place + 1 :]):
+            return _model_of_run(Path(value or arguments[place + 1]))
+    return None
+
+
+def _model_of_run(folder: Path) -> str | None:
+    """The model of a run folder; None where that cannot be told, which resuming it will explain."""
+    try:
+        name = json.loads((folder / "config.json").read_text())["model"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return name if name in model_names() else None
+
+
+def make_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The parser of the whole command line, with the options of the model that the arguments name."""
     parser = _Parser(
         prog="pyar",
-        description="Exact autoregressive density models (NADE, PixelLSTM): train, evaluate, sample, complete.",
+        description=f"Exact autoregressive density models ({', '.join(model_names())}): train, evaluate, sample, "
+        "complete.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_train, _add_evaluate, _add_sample, _add_complete, _add_info):
+    _add_train(commands, named_model(arguments))
+    for add in (_add_evaluate, _add_sample, _add_complete, _add_recipes, _add_reproduce, _add_info):
         add(commands)
     return parser

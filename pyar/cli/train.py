@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import signal
@@ -14,10 +15,11 @@ import torch
 
 from pyar.checkpoint import MODEL_FILE, STATE_FILE
 from pyar.cli.common import CONFIG_FILE, UserError, data_choices, load_data, note, set_up, user_errors
+from pyar.cli.options import DATA_FACTS, flag_of, said_options
 from pyar.data import DATASET_NAMES, Dataset
 from pyar.evaluation import evaluate
 from pyar.files import write_text
-from pyar.models import MODELS, AutoregressiveModel
+from pyar.models import AutoregressiveModel, model_class, model_names
 from pyar.plots import decoration, save_sheet
 from pyar.training import Trainer, TrainingConfig, model_defaults, training_defaults
 from pyar.training.config import BUDGETS
@@ -26,10 +28,6 @@ from pyar.training.parallel import Group, process_group
 
 RESULT_FILE = "result.json"
 SHEET_FILE = "samples.png"
-_MODEL_OPTIONS = {
-    "nade": ("hidden_size", "input", "mlp_sizes"),
-    "pixel-lstm": ("hidden_size", "input", "num_layers", "checkpoint_steps", "weight_dtype"),
-}
 _ENDED = {
     "budget": "the budget is used up",
     "patience": "no improvement for a while",
@@ -57,26 +55,24 @@ def run(arguments: argparse.Namespace) -> int:
 def _new_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Model, data, and training settings of a new run: the defaults for the pair, then what the user said."""
     if arguments.model is None:
-        raise UserError("say which model to train: `pyar train nade` or `pyar train pixel-lstm`")
+        raise UserError(f"say which model to train, such as `pyar train nade`; there are {', '.join(model_names())}")
     spec = {"data": _lasting_name(arguments.data or "digits"), **data_choices(arguments)}
     data_dir = arguments.data_dir or os.environ.get("PYAR_DATA")
-    config = training_defaults(arguments.model, spec["data"])
+    recipe = getattr(arguments, "recipe", None)  # told by `pyar reproduce`
+    if recipe is None:
+        config = training_defaults(arguments.model, spec["data"])
+        model_options = model_defaults(arguments.model, spec["data"])
+    else:
+        config, model_options = TrainingConfig(**recipe.training), dict(recipe.model_options)
     said = {field.name: getattr(arguments, field.name) for field in fields(TrainingConfig)}
     said = {name: value for name, value in said.items() if value is not None}
     with user_errors(ValueError):
         config = replace(config, **_one_budget(said))
-    model_options = model_defaults(arguments.model, spec["data"])
-    for name in sorted({option for options in _MODEL_OPTIONS.values() for option in options}):
-        value = getattr(arguments, name)
-        if value is None:
-            continue
-        if name not in _MODEL_OPTIONS[arguments.model]:
-            raise UserError(f"--{name.replace('_', '-')} is not an option of {arguments.model}")
-        model_options[name] = list(value) if isinstance(value, tuple) else value
+    model_options |= said_options(arguments)
     return {
         "model": arguments.model,
         "model_options": model_options,
-        "order": arguments.order or "raster",
+        "order": getattr(arguments, "order", None) or "raster",
         "data_spec": spec,
         "data_dir": str(Path(data_dir).resolve()) if data_dir else None,
         "training": config.to_json(),
@@ -112,10 +108,10 @@ def _resumed_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.model not in (None, stored[0]):
         raise UserError(f"{folder} is a run of {stored[0]}, not of {arguments.model}")
     changeable = {*_RESUME_OPTIONS, "model", "resume", "command", "data", "data_dir", "cache_dir"}
-    changeable |= {"device", "threads", "progress", "json", "samples"}
+    changeable |= {"device", "threads", "progress", "json", "samples", "imports"}
     fixed = [name for name, value in vars(arguments).items() if value is not None and name not in changeable]
     if fixed:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
+        names = ", ".join(map(flag_of, fixed))
         raise UserError(f"{names} cannot be changed in a resumed run; start a new one")
     said = {name: getattr(arguments, name) for name in _RESUME_OPTIONS if getattr(arguments, name) is not None}
     with user_errors(ValueError):
@@ -158,10 +154,11 @@ def _make_model(settings: dict[str, Any], dataset: Dataset, seed: int) -> Autore
         "random": torch.randperm(dataset.dim, generator=generator).tolist(),
     }[settings["order"]]
     torch.manual_seed(seed)
+    model = model_class(settings["model"])
+    wanted = inspect.signature(model).parameters
+    facts = {name: getattr(dataset, name) for name in DATA_FACTS if name in wanted}
     with user_errors(ValueError, TypeError):
-        model = MODELS[settings["model"]](
-            dataset.dim, dataset.num_states, **settings["model_options"], **({"order": order} if order else {})
-        )
+        model = model(**facts, **settings["model_options"], **({"order": order} if order else {}))
     initialise = getattr(model, "initialize_from_marginals", None)
     if initialise is not None:
         initialise(dataset.train)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ class NADE(AutoregressiveModel):
     Args:
         dim: D, the number of dimensions.
         num_states: K, 2 … 256.
-        hidden_size: H.
+        hidden_size: H, the number of hidden units.
         input: "onehot", a weight vector for every state of a dimension but 0, or "scalar", one for each dimension,
             multiplied by x/(K−1).
         mlp_sizes: sizes of fully connected ReLU layers, shared by all dimensions, between h_d and the output.
@@ -57,7 +57,7 @@ class NADE(AutoregressiveModel):
         num_states: int = 2,
         hidden_size: int = 500,
         *,
-        input: str = "onehot",
+        input: Literal["onehot", "scalar"] = "onehot",
         mlp_sizes: Sequence[int] = (),
         order: Sequence[int] | None = None,
     ) -> None:

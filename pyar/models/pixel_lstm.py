@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,8 @@ class PixelLSTM(AutoregressiveModel):
     Args:
         dim: D, the number of dimensions.
         num_states: K, 2 … 256.
-        hidden_size: H.
-        num_layers: 1 … 4.
+        hidden_size: H, the number of hidden units of a layer.
+        num_layers: the number of layers, 1 … 4.
         input: "onehot", or "scalar" for the number x/(K−1).
         checkpoint_steps: gradients of log_prob keep the state of every checkpoint_steps-th step alone and compute the
             steps between them again, for a fraction of the memory; 0 keeps every step, None decides by their size. The
@@ -70,9 +70,9 @@ class PixelLSTM(AutoregressiveModel):
         hidden_size: int = 256,
         num_layers: int = 1,
         *,
-        input: str = "onehot",
+        input: Literal["onehot", "scalar"] = "onehot",
         checkpoint_steps: int | None = None,
-        weight_dtype: str = "float32",
+        weight_dtype: Literal["float32", "bfloat16"] = "float32",
         order: Sequence[int] | None = None,
     ) -> None:
         super().__init__(dim, num_states, order)

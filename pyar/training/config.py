@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from pyar.recipes import model_settings, training_settings
 from pyar.scalars import plain_bool, plain_integer, plain_number
 
 _PLAIN = {"int": plain_integer, "float": plain_number, "bool": plain_bool}
@@ -111,51 +112,11 @@ class TrainingConfig:
         return self.learning_rate * factor[self.schedule] * min(1.0, (step + 1) / (self.warmup_steps + 1))
 
 
-# Settings that differ from `TrainingConfig`'s and from the models' own, by model and data set; None stands for any
-# other data set. Chosen by validation NLL on two CPU cores; the figures are in the README.
-_NADE_IMAGES = {"epochs": None, "time_budget": 600.0, "learning_rate": 2e-3, "weight_decay": 0.1}
-_LSTM_IMAGES = {
-    "epochs": None,
-    "time_budget": 3000.0,
-    "batch_size": 50,
-    "learning_rate": 3e-3,
-    "clip_norm": 1.0,
-    "eval_every": 0.5,
-}
-_TRAINING: dict[tuple[str, str | None], dict[str, Any]] = {
-    ("nade", "digits"): {"epochs": 120, "learning_rate": 2e-3, "patience": 20},
-    ("nade", "binarized-mnist"): _NADE_IMAGES | {"time_budget": 270.0, "eval_every": 2.0},
-    ("nade", "mnist"): _NADE_IMAGES,
-    ("nade", "fashion-mnist"): _NADE_IMAGES,
-    ("nade", None): {"epochs": 100, "patience": 20},
-    ("pixel-lstm", "digits"): {"epochs": 40, "patience": 20, "clip_norm": 1.0, "learning_rate": 1e-2},
-    ("pixel-lstm", "binarized-mnist"): _LSTM_IMAGES,
-    ("pixel-lstm", "mnist"): _LSTM_IMAGES,
-    ("pixel-lstm", "fashion-mnist"): _LSTM_IMAGES,
-    ("pixel-lstm", None): {"epochs": 50, "patience": 10, "clip_norm": 1.0},
-}
-_MODEL: dict[tuple[str, str | None], dict[str, Any]] = {
-    # Grey values are ordered, and 1,439 images are too few to learn that from a weight for every one of 17 states.
-    ("nade", "digits"): {"hidden_size": 500, "input": "scalar"},
-    ("nade", None): {"hidden_size": 500},
-    ("pixel-lstm", "digits"): {"hidden_size": 128, "input": "scalar"},
-    ("pixel-lstm", "binarized-mnist"): {"hidden_size": 128},
-    ("pixel-lstm", None): {"hidden_size": 256},
-}
+def training_defaults(model: str, data: str | None) -> TrainingConfig:
+    """The settings of the recipe for a model on a data set, by their names; else the model's general ones."""
+    return TrainingConfig(**training_settings(model, data))
 
 
-def _lookup(table: dict[tuple[str, str | None], dict[str, Any]], model: str, data: str) -> dict[str, Any]:
-    return table.get((model, data), table.get((model, None), {}))
-
-
-def training_defaults(model: str, data: str) -> TrainingConfig:
-    """The default settings for a model ("nade", "pixel-lstm") on a data set, by their names."""
-    chosen = dict(_lookup(_TRAINING, model, data))
-    if model == "pixel-lstm":
-        chosen.setdefault("eval_batch_size", 200)
-    return replace(TrainingConfig(), **chosen)
-
-
-def model_defaults(model: str, data: str) -> dict[str, Any]:
-    """The default constructor arguments, beside dim and num_states, for a model on a data set."""
-    return dict(_lookup(_MODEL, model, data))
+def model_defaults(model: str, data: str | None) -> dict[str, Any]:
+    """The constructor's arguments, beside what the data say, of the recipe for a model on a data set."""
+    return model_settings(model, data)

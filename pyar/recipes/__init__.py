@@ -1,0 +1,115 @@
+"""What is known to work: a model, a data set, settings, and what they reached. A file a family, found by its name.
+
+`pyar train` takes its defaults from here, `pyar recipes` lists what is promised, `pyar reproduce NAME` runs a recipe
+again, and the tables of results in README and site are written from here. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published test NLL in nats: whose it is, and where it stands."""
+
+    nll: float
+    model: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a run of a recipe reached: mean NLLs in nats over the valid and the test split, its time and circumstances.
+
+    `bits_per_dimension` is told for data of more than two states.
+    """
+
+    test_nll: float
+    test_error: float
+    valid_nll: float
+    seconds: float
+    threads: int
+    processor: str
+    commit: str
+    bits_per_dimension: float | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings for a model on a data set.
+
+    `data`: the data set's name; None for the model's general recipe, for all data that have none of their own.
+    `preparation`: how the data are made states, as `pyar train` has it (levels, binarize).
+    `model_options`, `training`: arguments of the constructor and of TrainingConfig that differ from their defaults.
+    `default`: whether `pyar train` takes it for this model and data.
+    `threads`: how many the run had; None for all.
+    `reached`: what it promises, or None where that has not been measured.
+    `tolerance`: nats by which runs of it may differ; a run that is not worse by more keeps the promise.
+    `log`: the log of the run, in the repository.
+    """
+
+    name: str
+    model: str
+    data: str | None
+    preparation: dict[str, Any] = field(default_factory=dict)
+    model_options: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    default: bool = True
+    threads: int | None = None
+    reached: Reached | None = None
+    published: tuple[Published, ...] = ()
+    tolerance: float = 0.5
+    log: str | None = None
+
+    def command(self) -> str:
+        """The `pyar train` command that runs it."""
+        parts = ["pyar train", self.model]
+        if self.data not in (None, "digits"):
+            parts.append(f"--data {self.data}")
+        parts += [f"--{name.replace('_', '-')} {value}" for name, value in self.preparation.items()]
+        if not self.default:
+            usual = training_settings(self.model, self.data)
+            changed = {k: v for k, v in self.training.items() if usual.get(k) != v and v is not None}
+            parts += [f"--{name.replace('_', '-')} {value:g}" for name, value in changed.items()]
+        if self.threads is not None:
+            parts.append(f"--threads {self.threads}")
+        return " ".join(parts)
+
+
+@functools.cache
+def recipes() -> dict[str, Recipe]:
+    """All recipes by name, in the order of their files."""
+    found: dict[str, Recipe] = {}
+    for module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+        for recipe in importlib.import_module(f"{__name__}.{module}").RECIPES:
+            if recipe.name in found:
+                raise ValueError(f"two recipes are called {recipe.name}")
+            found[recipe.name] = recipe
+    return found
+
+
+def default_recipe(model: str, data: str | None) -> Recipe | None:
+    """The recipe that `pyar train` takes for a model on a data set: their own, else the model's general one."""
+    candidates = [recipe for recipe in recipes().values() if recipe.model == model and recipe.default]
+    for wanted in (data, None):
+        for recipe in candidates:
+            if recipe.data == wanted:
+                return recipe
+    return None
+
+
+def training_settings(model: str, data: str | None) -> dict[str, Any]:
+    """The training settings of the default recipe, by the names of TrainingConfig's fields."""
+    recipe = default_recipe(model, data)
+    return {} if recipe is None else dict(recipe.training)
+
+
+def model_settings(model: str, data: str | None) -> dict[str, Any]:
+    """The constructor's arguments of the default recipe."""
+    recipe = default_recipe(model, data)
+    return {} if recipe is None else dict(recipe.model_options)

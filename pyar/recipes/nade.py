@@ -1,0 +1,100 @@
+"""NADE's recipes. Chosen by validation NLL."""
+
+from __future__ import annotations
+
+from pyar.recipes import Published, Reached, Recipe
+
+_IMAGES = {"epochs": None, "time_budget": 600.0, "learning_rate": 2e-3, "weight_decay": 0.1}
+_NADE = Published(88.33, "NADE, fixed order", "Uria et al. 2016, table 3")
+
+RECIPES = (
+    Recipe(
+        name="nade",
+        model="nade",
+        data=None,
+        model_options={"hidden_size": 500},
+        training={"epochs": 100, "patience": 20},
+    ),
+    Recipe(
+        name="nade-digits",
+        model="nade",
+        data="digits",
+        # Grey values are ordered, and 1,439 images are too few to learn that from a weight for every one of 17 states.
+        model_options={"hidden_size": 500, "input": "scalar"},
+        training={"epochs": 120, "learning_rate": 2e-3, "patience": 20},
+    ),
+    Recipe(
+        name="nade-binarized-mnist",
+        model="nade",
+        data="binarized-mnist",
+        model_options={"hidden_size": 500},
+        training=_IMAGES | {"time_budget": 270.0, "eval_every": 2.0},
+        reached=Reached(
+            test_nll=86.95,
+            test_error=0.22,
+            valid_nll=87.66,
+            seconds=270,
+            threads=2,
+            processor="AMD EPYC (family 26, model 2)",
+            commit="4327087",
+        ),
+        published=(_NADE,),
+        log="docs/runs/nade-binarized-mnist-default.jsonl",
+    ),
+    Recipe(
+        name="nade-binarized-mnist-20m",
+        model="nade",
+        data="binarized-mnist",
+        model_options={"hidden_size": 500},
+        training=_IMAGES | {"time_budget": 1200.0, "eval_every": 2.0},
+        default=False,
+        threads=1,
+        reached=Reached(
+            test_nll=86.95,
+            test_error=0.22,
+            valid_nll=87.66,
+            seconds=1201,
+            threads=1,
+            processor="AMD EPYC, AVX-512",
+            commit="be53d41",
+        ),
+        published=(_NADE,),
+        log="docs/runs/nade-binarized-mnist-20m.jsonl",
+    ),
+    Recipe(
+        name="nade-mnist",
+        model="nade",
+        data="mnist",
+        model_options={"hidden_size": 500},
+        training=_IMAGES,
+    ),
+    Recipe(
+        name="nade-mnist-levels-10-9m",
+        model="nade",
+        data="mnist",
+        preparation={"levels": 10},
+        model_options={"hidden_size": 500},
+        training=_IMAGES | {"time_budget": 540.0},
+        default=False,
+        threads=1,
+        reached=Reached(
+            test_nll=235.66,
+            test_error=0.64,
+            valid_nll=238.82,
+            seconds=541,
+            threads=1,
+            processor="AMD EPYC, AVX-512",
+            commit="be53d41",
+            bits_per_dimension=0.434,
+        ),
+        tolerance=1.5,
+        log="docs/runs/nade-mnist-levels-10-9m.jsonl",
+    ),
+    Recipe(
+        name="nade-fashion-mnist",
+        model="nade",
+        data="fashion-mnist",
+        model_options={"hidden_size": 500},
+        training=_IMAGES,
+    ),
+)

@@ -1,0 +1,68 @@
+"""PixelLSTM's recipes. Chosen by validation NLL."""
+
+from __future__ import annotations
+
+from pyar.recipes import Published, Reached, Recipe
+
+_IMAGES = {
+    "epochs": None,
+    "time_budget": 3000.0,
+    "batch_size": 50,
+    "learning_rate": 3e-3,
+    "clip_norm": 1.0,
+    "eval_every": 0.5,
+    "eval_batch_size": 200,
+}
+
+RECIPES = (
+    Recipe(
+        name="pixel-lstm",
+        model="pixel-lstm",
+        data=None,
+        model_options={"hidden_size": 256},
+        training={"epochs": 50, "patience": 10, "clip_norm": 1.0, "eval_batch_size": 200},
+    ),
+    Recipe(
+        name="pixel-lstm-digits",
+        model="pixel-lstm",
+        data="digits",
+        model_options={"hidden_size": 128, "input": "scalar"},
+        training={"epochs": 40, "patience": 20, "clip_norm": 1.0, "learning_rate": 1e-2, "eval_batch_size": 200},
+    ),
+    Recipe(
+        name="pixel-lstm-binarized-mnist",
+        model="pixel-lstm",
+        data="binarized-mnist",
+        model_options={"hidden_size": 128},
+        training=_IMAGES,
+        threads=1,
+        reached=Reached(
+            test_nll=81.34,
+            test_error=0.20,
+            valid_nll=81.86,
+            seconds=3006,
+            threads=1,
+            processor="AMD EPYC, AVX-512",
+            commit="be53d41",
+        ),
+        published=(
+            Published(80.54, "Row LSTM", "van den Oord et al. 2016"),
+            Published(81.30, "PixelCNN", "van den Oord et al. 2016"),
+        ),
+        log="docs/runs/pixel-lstm-binarized-mnist-50m.jsonl",
+    ),
+    Recipe(
+        name="pixel-lstm-mnist",
+        model="pixel-lstm",
+        data="mnist",
+        model_options={"hidden_size": 256},
+        training=_IMAGES,
+    ),
+    Recipe(
+        name="pixel-lstm-fashion-mnist",
+        model="pixel-lstm",
+        data="fashion-mnist",
+        model_options={"hidden_size": 256},
+        training=_IMAGES,
+    ),
+)
