@@ -128,7 +128,7 @@ def test_names_are_taken_once(toy):
 
     with pytest.raises(ValueError, match="'nade' is taken by NADE"):
         register_model(Second)
-    with pytest.raises(TypeError, match="subclass of pyar.AutoregressiveModel"):
+    with pytest.raises(TypeError, match=r"subclass of pyar\.AutoregressiveModel"):
         register_model(dict)
 
     class Nameless(pyar.NADE):

@@ -60,14 +60,8 @@ def test_pages_show_what_the_recipes_promise():
 REACHED = Reached(
     test_nll=10.0, test_error=0.1, valid_nll=9.9, seconds=60, threads=2, processor="a processor", commit="1234567"
 )
-PROMISE = Recipe(
-    name="toy",
-    model="nade",
-    data="digits",
-    reached=REACHED,
-    tolerance=0.2,
-    published=(Published(10.1, "X", "a paper"),),
-)
+PAPER = Published(10.1, "X", "a paper")
+PROMISE = Recipe("toy", "nade", "digits", reached=REACHED, tolerance=0.2, published=(PAPER,))
 
 
 @pytest.mark.parametrize(("nll", "holds"), [(9.0, True), (10.19, True), (10.21, False), (float("nan"), False)])
