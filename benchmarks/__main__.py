@@ -4,7 +4,7 @@ jobs:
   nade lstm   the two tables: pyar and every peer on the same work; each result is checked before its time is printed
   sweep       how pyar's time grows with the batch size B, the dimensions D, the hidden units H, the states K and the
               threads; its memory, import time and install time
-  report      the README's benchmark section, and plots, from stored results
+  report      the site's page of benchmarks, the README's table, and plots, from stored results
   guard       has a change made pyar slower? counts instructions and compares with stored counts; needs valgrind
 
 examples:
@@ -75,7 +75,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     reporting.add_argument(
         "--write", type=Path, metavar="FILE", help="put the section between this file's marks instead of printing it"
     )
-    reporting.add_argument("--plots", type=Path, metavar="DIR", help="draw speed.png, floor.png, growth.png there")
+    reporting.add_argument(
+        "--summary", type=Path, metavar="FILE", help="put the short table of the README between this file's marks"
+    )
+    reporting.add_argument("--plots", type=Path, metavar="DIR", help="draw the plots there")
     guarding = parser.add_argument_group("guard")
     guarding.add_argument("--update", action="store_true", help="store the counts of this build instead of comparing")
     options = parser.parse_args(arguments)
@@ -100,8 +103,15 @@ def main(arguments: list[str] | None = None) -> int:
         status = run_tables(tables, options)
     if "report" in options.jobs:
         from benchmarks.report import write_report
+        from pyar.checkpoint import write_text
 
         write_report(options.results, options.write, options.plots)
+        if options.summary is not None:
+            from benchmarks.summary import write_summary
+
+            picture = None if options.plots is None else options.plots / "summary.png"
+            write_text(options.summary, write_summary(options.results, options.summary, picture))
+            print(f"wrote the speed table of {options.summary}")
     if "guard" in options.jobs:
         from benchmarks.guard import run_guard
 

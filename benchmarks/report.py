@@ -1,4 +1,4 @@
-"""From stored results to README's tables and to plots: the figures in the README are those of the JSON beside it."""
+"""From stored results to the site's tables and plots: the figures there are those of the JSON beside this file."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pyar.files import write_text
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 JOBS = ("nade", "lstm", "sweep")
-# Where README's plots are, seen from it.
-PLOTS = "docs/benchmarks"
+# Where the plots are, seen from the site's page, docs/benchmarks.md.
+PLOTS = "benchmarks"
 ALT_TEXTS = {
     "speed": "Vectors a second against the batch size, pyar and its peers",
     "floor": "Fraction of the floor that pyar and its peers reach in every case",
@@ -54,13 +54,13 @@ def write_report(results: Path, target: Path | None, plots: Path | None) -> None
             print(f"drew {path}")
 
 
-def insert(page: str, text: str) -> str:
+def insert(page: str, text: str, begin: str = BEGIN, end: str = END) -> str:
     """The page with `text` between its marks."""
-    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise SystemExit(f"the file must have the line {BEGIN} and after it the line {END}, once each")
-    head, rest = page.split(BEGIN)
-    tail = rest.split(END)[1]
-    return f"{head}{BEGIN}\n{text}\n{END}{tail}"
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+        raise SystemExit(f"the file must have the line {begin} and after it the line {end}, once each")
+    head, rest = page.split(begin)
+    tail = rest.split(end)[1]
+    return f"{head}{begin}\n{text}\n{end}{tail}"
 
 
 def render(documents: dict[str, dict[str, Any]]) -> str:

@@ -1,5 +1,5 @@
 """The benchmarks tell the truth: every contender is right on small cases, a wrong one is called wrong and has no time,
-and README's tables are those of the stored results."""
+and the tables of README and site are those of the stored results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import check, guard, peers, plots, printing, report, series, tables
+from benchmarks import check, guard, peers, plots, printing, report, series, summary, tables
 from benchmarks.__main__ import COMMITTED, parse_arguments
 from benchmarks.cases import Case, build_inputs, mnist_like
 from benchmarks.check import Checker
@@ -409,22 +409,33 @@ def test_speed_plot_does_not_join_times_of_different_machines():
     assert series.times(panel, "B")["pyar"] == [(1, 0.1), (10, 1.0), (100, 10.0), (1000, 100.0)]
 
 
-def test_readme_has_the_tables_and_plots_of_the_stored_results():
+REPORT = "python -m benchmarks report --write docs/benchmarks.md --summary README.md --plots docs/benchmarks"
+
+
+def test_pages_have_the_tables_and_plots_of_the_stored_results():
     root = COMMITTED.parent.parent
-    page = (root / "README.md").read_text()
-    section = page.partition(report.BEGIN)[2].partition(report.END)[0]
-    if not any(COMMITTED.glob("*.json")):
-        assert not section.strip(), "figures without stored results"
-        return
     documents = report.read_results(COMMITTED)
-    remedy = "python -m benchmarks report --write README.md --plots docs/benchmarks"
-    assert f"\n{remedy}\n" in page
-    assert report.insert(page, report.render(documents)) == page, f"README.md differs from the stored results: {remedy}"
-    pictures = PICTURES.findall(section)
-    assert pictures
+    full, short = root / "docs" / "benchmarks.md", root / "README.md"
+    assert f"\n{REPORT}\n" in full.read_text()
+    assert report.insert(full.read_text(), report.render(documents)) == full.read_text(), f"other results: {REPORT}"
+    assert summary.write_summary(COMMITTED, short, None) == short.read_text(), f"README.md has other results: {REPORT}"
+    pictures = [full.parent / name for name in PICTURES.findall(full.read_text())]
+    pictures += [root / name for name in PICTURES.findall(short.read_text()) if "benchmarks" in name]
+    assert len(pictures) > 1
     for picture in pictures:
-        with Image.open(root / picture) as image:
-            assert image.text["Results"] == series.digest(documents), f"{picture} shows other results: {remedy}"
+        with Image.open(picture) as image:
+            assert image.text["Results"] == series.digest(documents), f"{picture} shows other results: {REPORT}"
+
+
+def test_summary_ranks_the_peers():
+    documents = full_documents()
+    record = next(r for r in series.table_records(documents) if r["task"] == "sample" and r["B"] == 100)
+    for outcome in record["outcomes"]:
+        outcome["median_ms"] = {"pyar": 2.0, "JAX lax.scan": 7.0}.get(outcome["contender"], 9.0)
+    ours, peers = summary.ranking(record)
+    assert ours == 2.0
+    assert peers[0] == ("JAX lax.scan", 7.0)
+    assert [time for _, time in peers] == sorted(time for _, time in peers)
 
 
 def test_guard_fails_on_more_instructions_only(capsys):
