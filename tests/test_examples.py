@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -12,7 +13,8 @@ import torch
 
 from pyar.reference import nade as reference
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +30,19 @@ def load(name: str) -> ModuleType:
     importlib.sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def test_readme_runs():
+    (block,) = re.findall(r"```python\n(.+?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["log_prob"].mean() > -22  # nats; independent pixels give −24.8
+    assert names["completions"].shape == (8, 5, 64)
+    torch.testing.assert_close(names["log_q"][:100], names["model"].log_prob(names["x"][:100]))
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 def test_fast_sampling(tmp_path, capsys):
