@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
         status = run_tables(tables, options)
     if "report" in options.jobs:
         from benchmarks.report import write_report
-        from pyar.checkpoint import write_text
+        from pyar.files import write_text
 
         write_report(options.results, options.write, options.plots)
         if options.summary is not None:

@@ -1,7 +1,7 @@
 """README's speed table and plot: ten jobs at most, from the stored results of every processor that was measured.
 
-The results of this code lie in `benchmarks/results`; those of other processors in folders below it, each with the commit
-that they are of. The full tables are the report's (`benchmarks/report.py`).
+The results of this code lie in `benchmarks/results`; those of other processors in folders below it, each with the
+commit that they are of. The full tables are the report's (`benchmarks/report.py`).
 """
 
 from __future__ import annotations

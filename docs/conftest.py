@@ -1,7 +1,7 @@
 """Runs the site's code: every `python` block of a page, in order and in one namespace; every `sh` block, in a shell.
 
-A page's blocks share an empty folder. Blocks that are shown and not run (installations, hours of training, clusters) are
-`console` blocks.
+A page's blocks share an empty folder. Blocks that are shown and not run (installations, hours of training, clusters)
+are `console` blocks.
 """
 
 from __future__ import annotations
