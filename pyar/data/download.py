@@ -48,10 +48,13 @@ BINARIZED_MNIST = RemoteFiles(
 
 
 def default_cache_dir() -> Path:
-    """The user's cache folder for pyar, as the operating system names it."""
+    """The user's cache folder for pyar, as the operating system names it. Raises `DataError` where there is none."""
     import pooch
 
-    return Path(pooch.os_cache("pyar"))
+    folder = Path(pooch.os_cache("pyar"))
+    if not folder.is_absolute():  # "~" stayed as it was: a user without a home directory
+        raise DataError("there is no home directory for downloads; say --cache-dir, or --data-dir where the files are")
+    return folder
 
 
 def fetch(files: RemoteFiles, name: str, folder: Path, *, progress: bool = True, timeout: float = 30.0) -> Path:

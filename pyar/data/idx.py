@@ -83,17 +83,13 @@ def idx_of_file(path: Path) -> IdxFiles | None:
 
 
 def read_idx_files(path: Path, files: IdxFiles) -> Source:
-    """Train, valid and test; without a file for valid, the first 5/6 of train are train, the rest is valid (MNIST:
+    """The splits that are there. Without a file for valid, the first 5/6 of train are train, the rest is valid (MNIST:
     50,000 / 10,000)."""
     images = {split: _images(file) for split, file in files.images.items()}
     shapes = {x.shape[1:] for x in images.values()}
     if len(shapes) > 1:
         sizes = ", ".join(f"{split} images are {x.shape[1:]}" for split, x in images.items())
         raise DataError(f"{files.folder}: {sizes}")
-    if "train" in images and "test" not in images:
-        raise DataError(f"{files.folder} has no t10k-images or test-images beside {files.images['train'].name}")
-    if "test" in images and "train" not in images:
-        raise DataError(f"{files.folder} has no train-images beside {files.images['test'].name}")
     labels = {split: _labels(file) for split, file in files.labels.items() if split in images}
     for split, numbers in labels.items():
         if len(numbers) != len(images[split]):
@@ -102,13 +98,21 @@ def read_idx_files(path: Path, files: IdxFiles) -> Source:
                 f"{files.images[split].name} {len(images[split]):,} images"
             )
     parts = {split: x.reshape(len(x), -1) for split, x in images.items()}
-    if "valid" not in parts:
+    if parts.keys() == {"train", "test"}:
         border = len(parts["train"]) * 5 // 6
         parts = {"train": parts["train"][:border], "valid": parts["train"][border:], "test": parts["test"]}
         if "train" in labels:
             labels |= {"train": labels["train"][:border], "valid": labels["train"][border:]}
     height, width = shapes.pop()
     return Source(path, parts, labels, image_shape=(int(height), int(width)), white=255)
+
+
+def read_idx_file(path: Path) -> Source:
+    """One file of images by itself, with its labels if it is called so that they can be found."""
+    siblings = idx_of_file(path)
+    split = next((split for split, file in siblings.images.items() if file == path), "") if siblings else ""
+    labels = {"": siblings.labels[split]} if siblings and split in siblings.labels else {}
+    return read_idx_files(path, IdxFiles(path.parent, "", {"": path}, labels))
 
 
 def _images(path: Path) -> Uint8:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pyar.data.arrays import array_files, source_of_arrays, source_of_folder, so
 from pyar.data.dataset import SPLITS, DataError, Dataset, dataset_of
 from pyar.data.files import read_amat, read_numpy, read_numpy_arrays, read_safetensors
 from pyar.data.folders import list_folder
-from pyar.data.idx import IdxFiles, find_idx, idx_of_file, read_idx_files
+from pyar.data.idx import IdxFiles, find_idx, idx_of_file, read_idx_file, read_idx_files
 from pyar.data.images import ImageOptions, is_image, read_image_folder, read_images, white_of_images
 from pyar.data.source import Source
 from pyar.data.states import Choice, check_numbers, to_states
@@ -26,6 +27,7 @@ from pyar.data.tables import is_table
 
 DATASET_NAMES = ("digits", "mnist", "fashion-mnist", "binarized-mnist")
 
+_NAMED_IDX = re.compile(r"(?:idx\d[-_.].*|[-_.]idx(?:\d)?(?:\.gz)?)$", re.IGNORECASE)
 # What people have and pyar does not read: how to make it something that it reads.
 _PICKLED = "may run code when it is read; save it as .npy, .npz or .safetensors"
 _REMEDIES = {
@@ -310,9 +312,10 @@ def _read_file(
             path, {"": pixels}, image_shape=shape, white=white_of_images(path, [pixels]), files={"": (path.name,)}
         )
     _only_for_images(str(path), images.grey, images.background)
-    if files := idx_of_file(path):
+    if _NAMED_IDX.search(path.name):
         _only_for_arrays(str(path), white, image_shape)
-        return read_idx_files(path, files)
+        files = idx_of_file(path) if dim is None else None  # a model scores the file that is named, and no other
+        return read_idx_files(path, files) if files else read_idx_file(path)
     if is_table(path):
         return source_of_table(path, image_shape, dim)
     if suffix == ".amat":
