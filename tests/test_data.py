@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import http.server
 import os
+import pwd
 import threading
 from pathlib import Path
 
@@ -25,8 +26,8 @@ def _no_data_dir(monkeypatch):
     monkeypatch.delenv("PYAR_DATA", raising=False)
 
 
-def write_idx(path: Path, x: np.ndarray, compress: bool) -> bytes:
-    content = bytes([0, 0, 8, x.ndim]) + b"".join(n.to_bytes(4, "big") for n in x.shape) + x.tobytes()
+def write_idx(path: Path, x: np.ndarray, compress: bool, kind: int = 8) -> bytes:
+    content = bytes([0, 0, kind, x.ndim]) + b"".join(n.to_bytes(4, "big") for n in x.shape) + x.tobytes()
     content = gzip.compress(content, mtime=0) if compress else content
     path.write_bytes(content)
     return content
@@ -69,6 +70,16 @@ def test_digits_prepared(choice, states):
     data = load_dataset("digits", **choice)
     assert data.num_states == states
     assert sorted(data.train.unique().tolist()) == list(range(states))
+
+
+def test_digits_labels():
+    from sklearn.datasets import load_digits
+
+    whole = load_digits()
+    known = dict(zip(map(bytes, whole.data.astype(np.uint8)), whole.target.tolist(), strict=True))
+    data = load_dataset("digits")
+    for split in ("train", "valid", "test"):
+        assert data.labels[split].tolist() == [known[bytes(row)] for row in data.split(split).numpy()]
 
 
 def test_the_choice_is_named():
@@ -123,6 +134,107 @@ def test_damaged_idx_is_refused(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_idx(path)
+
+
+NAMES_OF_IDX_FILES = {
+    "as published": ("{}-images-idx3-ubyte", "t10k", "{}-labels-idx1-ubyte"),
+    "with a dot": ("{}-images.idx3-ubyte", "t10k", "{}-labels.idx1-ubyte"),
+    "test, not t10k": ("{}-images-idx3-ubyte", "test", "{}-labels-idx1-ubyte"),
+    "EMNIST": ("emnist-letters-{}-images-idx3-ubyte.gz", "test", "emnist-letters-{}-labels-idx1-ubyte.gz"),
+    "QMNIST": ("qmnist-{}-images-idx3-ubyte.gz", "test", "qmnist-{}-labels-idx2-int.gz"),
+    "a folder for each": (
+        "{0}-images-idx3-ubyte/{0}-images-idx3-ubyte",
+        "t10k",
+        "{0}-labels-idx1/{0}-labels-idx1-ubyte",
+    ),
+}
+
+
+@pytest.mark.parametrize("where", ["", "raw", "MNIST/raw"])
+@pytest.mark.parametrize("names", NAMES_OF_IDX_FILES.values(), ids=NAMES_OF_IDX_FILES)
+def test_idx_files_by_their_many_names(tmp_path, names, where):
+    images_name, test, labels_name = names
+    rng = np.random.default_rng(0)
+    images = {split: rng.integers(0, 256, (n, 4, 3), dtype=np.uint8) for split, n in (("train", 60), (test, 10))}
+    labels = {split: rng.integers(0, 10, len(x), dtype=np.uint8) for split, x in images.items()}
+    for split, x in images.items():
+        for name, values in ((images_name.format(split), x), (labels_name.format(split), labels[split])):
+            path = tmp_path / where / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if "idx2-int" in name:  # the class, then who wrote the digit
+                values = np.stack([values, 50 + values], axis=1).astype(">i4")
+            write_idx(path, values, name.endswith(".gz"), kind=0x0C if "int" in name else 0x08)
+    (tmp_path / where / "mapping.txt").write_text("0 48")
+    data = load_dataset(tmp_path, levels=256)
+    assert np.array_equal(torch.cat([data.train, data.valid]).numpy(), images["train"].reshape(60, 12))
+    assert np.array_equal(data.test.numpy(), images[test].reshape(10, 12))
+    assert torch.cat([data.labels["train"], data.labels["valid"]]).tolist() == labels["train"].tolist()
+    assert data.labels["test"].tolist() == labels[test].tolist()
+
+
+def test_several_idx_data_sets_are_not_mixed_up(tmp_path):
+    for folder in ("MNIST/raw", "FashionMNIST/raw"):
+        idx_folder(tmp_path / folder, False)
+    with pytest.raises(DataError, match=r"several data sets.*FashionMNIST.*MNIST"):
+        load_dataset(tmp_path)
+    assert load_dataset(tmp_path / "MNIST").name == "MNIST"
+    assert load_dataset("fashion-mnist", data_dir=tmp_path).name == "fashion-mnist"
+    write_idx(tmp_path / "letters-train-images-idx3-ubyte", np.zeros((60, 4, 3), np.uint8), False)
+    write_idx(tmp_path / "letters-test-images-idx3-ubyte", np.zeros((5, 4, 3), np.uint8), False)
+    write_idx(tmp_path / "digits-train-images-idx3-ubyte", np.zeros((60, 4, 3), np.uint8), False)
+    with pytest.raises(DataError, match="several data sets"):
+        load_dataset(tmp_path)
+    assert len(load_dataset(tmp_path / "letters-train-images-idx3-ubyte").test) == 5  # by one of its files
+
+
+def test_an_archive_beside_its_unpacked_file(tmp_path):
+    for compress in (True, False):
+        train, _ = idx_folder(tmp_path, compress)
+    data = load_dataset(tmp_path, levels=256)
+    assert np.array_equal(torch.cat([data.train, data.valid]).numpy(), train.reshape(60, 12))
+
+
+def test_idx_files_that_do_not_fit_are_refused(tmp_path):
+    idx_folder(tmp_path, False)
+    write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(7, np.uint8), False)
+    with pytest.raises(DataError, match="7 labels, train-images-idx3-ubyte 60 images"):
+        load_dataset(tmp_path)
+    (tmp_path / "train-labels-idx1-ubyte").unlink()
+    write_idx(tmp_path / "t10k-images-idx3-ubyte", np.zeros((10, 5, 5), np.uint8), False)
+    with pytest.raises(DataError, match="test images are"):
+        load_dataset(tmp_path)
+    (tmp_path / "t10k-images-idx3-ubyte").unlink()
+    with pytest.raises(DataError, match="holds only train"):
+        load_dataset(tmp_path)
+
+
+# --- Machines without a home directory ---
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """A user whom the system does not know, as in a container with an arbitrary uid."""
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    for variable in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+
+
+def test_what_is_there_needs_no_home_directory(homeless, tmp_path):
+    assert load_dataset("digits").dim == 64
+    idx_folder(tmp_path, False)
+    assert load_dataset("mnist", data_dir=tmp_path).dim == 12
+    with pytest.raises(DataError, match=r"no data set and no file '~/x\.npy'"):
+        load_dataset("~/x.npy")
+
+
+def test_a_download_without_a_home_directory_says_where_to_put_it(homeless, server, remote, tmp_path):
+    with pytest.raises(DataError, match="no home directory for downloads; say --cache-dir"):
+        load_dataset("mnist", progress=False)
+    assert len(load_dataset("mnist", cache_dir=tmp_path / "cache", progress=False).train) == 50
 
 
 @pytest.mark.skipif("PYAR_DATA" not in os.environ, reason="PYAR_DATA does not name a folder with the real MNIST")
@@ -473,6 +585,9 @@ def test_a_fingerprint_tells_states_splits_and_intensities_apart():
 
 def test_dataset_checks_itself():
     good = torch.zeros(3, 4, dtype=torch.uint8)
+    for labels in (torch.zeros(2, dtype=torch.int64), torch.zeros(3)):
+        with pytest.raises(DataError, match=r"the labels of valid should be int64 \[3\]"):
+            Dataset("x", 2, None, "", good, good, good, labels={"valid": labels})
     Dataset("x", 2, (2, 2), "", good, good, good)
     with pytest.raises(DataError, match="state 1"):
         Dataset("x", 1, None, "", good + 1, good, good)

@@ -51,9 +51,13 @@ def default_cache_dir() -> Path:
     """The user's cache folder for pyar, as the operating system names it. Raises `DataError` where there is none."""
     import pooch
 
-    folder = Path(pooch.os_cache("pyar"))
-    if not folder.is_absolute():  # "~" stayed as it was: a user without a home directory
-        raise DataError("there is no home directory for downloads; say --cache-dir, or --data-dir where the files are")
+    remedy = "there is no home directory for downloads; say --cache-dir, or by --data-dir where the files are"
+    try:
+        folder = Path(pooch.os_cache("pyar"))
+    except RuntimeError as error:
+        raise DataError(remedy) from error
+    if not folder.is_absolute():  # older platformdirs leave "~" as it is
+        raise DataError(remedy)
     return folder
 
 

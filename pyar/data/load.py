@@ -295,7 +295,7 @@ def _read_folder(
         _only_for_images(str(path), images.grey, images.background)
         return source_of_folder(folder, image_shape, dim)
     _only_for_arrays(str(path), white, image_shape)
-    if files := find_idx(path, depth=2):
+    if files := find_idx(path, depth=3):
         _only_for_images(str(path), images.grey, images.background)
         return read_idx_files(path, files)
     return read_image_folder(path, images)

@@ -293,7 +293,7 @@ def _is_number(text: str) -> bool:
 
 def _fields(line: str, separator: str) -> list[str]:
     if separator == r"\s+":
-        return line.split()
+        return [field.strip('"') for field in re.findall(r'"[^"]*"|\S+', line)]
     return [field.strip() for field in next(csv.reader([line], delimiter=separator))]
 
 
