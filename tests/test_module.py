@@ -7,12 +7,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from oracle import random_states
+from torch._dynamo.utils import counters
 
 import pyar
 from pyar.training.config import TrainingConfig
@@ -245,3 +247,43 @@ def test_models_are_built_on_the_meta_device_and_filled_later(family: type, orde
         other = family(5, 3, 8, order=order)
     other.load_state_dict(like.state_dict(), assign=True)
     assert torch.equal(other.log_prob(x), like.log_prob(x))
+
+
+@pytest.mark.parametrize("method", ["log_prob", "mean_nll", "conditional_log_prob"])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: pyar.NADE(6, 3, 5, order=[5, 4, 3, 2, 1, 0]),
+        lambda: pyar.NADE(6, 2, 5, mlp_sizes=[4]),
+        lambda: pyar.PixelLSTM(6, 3, 5, 2),
+    ],
+    ids=["nade", "nade-mlp", "pixel-lstm"],
+)
+def test_one_graph_serves_every_batch_size(build: Callable, method: str) -> None:
+    """And its gradients are the model's; the sizes differ in how many steps PixelLSTM's gradients group."""
+    torch._dynamo.reset()
+    counters.clear()
+    model = build()
+    with torch._dynamo.config.patch(allow_rnn=True):
+        compiled = torch.compile(getattr(model, method), backend="aot_eager", dynamic=True, fullgraph=True)
+        for size in (5, 100, 400, 1100, 2):
+            x = random_states(size, 6, model.num_states)
+            actual, expected = compiled(x), getattr(model, method)(x)
+            torch.testing.assert_close(actual, expected)
+            gradients = torch.autograd.grad(actual.sum(), list(model.parameters()))
+            for one, two in zip(gradients, torch.autograd.grad(expected.sum(), list(model.parameters())), strict=True):
+                torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("family", [pyar.NADE, pyar.PixelLSTM])
+def test_export_leaves_the_batch_size_open(family: type, strict: bool) -> None:
+    model = family(6, 3, 5, order=[5, 4, 3, 2, 1, 0])
+    batch = torch.export.Dim("batch")
+    with torch._dynamo.config.patch(allow_rnn=True):
+        program = torch.export.export(model, (random_states(4, 6, 3),), dynamic_shapes=({0: batch},), strict=strict)
+    exported = program.module()
+    for size in (1, 2, 7, 1500):
+        x = random_states(size, 6, 3)
+        torch.testing.assert_close(exported(x), model(x))

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from pyar.models.layers import has_hooks, refuse_hooks, reparametrize
 from pyar.ops.validate import check_given, check_sampling, check_states, check_weights
 from pyar.random import resolve_seed
 from pyar.reference.draw import log_probability
@@ -21,6 +22,10 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         p(x) = Π_s p(x_{o(s)} | x_{o(0)} … x_{o(s−1)})
 
     where o is the model's order: step s visits dimension o(s). Every log-probability is exact and in nats.
+
+    Layers are as PyTorch users expect: parametrizations, weight_norm, spectral_norm and prune take effect at every
+    call. A layer replaced by something else is refused. Hooks on layers make log_prob, conditional_log_prob, logits and
+    mean_nll call them, by torch's slower code, and sampling refuses them.
 
     A subclass defines `name`, calls `super().__init__`, and computes in step order: `_log_prob`, `_logits`, `_sample`.
 
@@ -92,14 +97,24 @@ class AutoregressiveModel(nn.Module, abc.ABC):
     def _logits(self, x: Tensor) -> Tensor:
         """`logits` of states whose columns are steps; so are the result's."""
 
+    def _called_logits(self, x: Tensor) -> Tensor:
+        """_logits by calling the layers, so that their hooks run; for models with _layers."""
+        raise NotImplementedError
+
     def _conditional_log_prob(self, x: Tensor) -> Tensor:
         """`conditional_log_prob` of states whose columns are steps; so are the result's."""
-        logits = self._logits(x)
-        return log_probability(logits.unsqueeze(-1) if self.num_states == 2 else logits, x)
+        return self._choose(self._logits(x), x)
 
     def _mean_nll(self, x: Tensor, weights: Tensor | None) -> Tensor:
         """`mean_nll` of states whose columns are steps."""
-        log_prob = self._log_prob(x)
+        return self._mean(self._log_prob(x), weights)
+
+    def _choose(self, logits: Tensor, x: Tensor) -> Tensor:
+        """The log-probabilities [B, D] of states from their conditionals' logits."""
+        return log_probability(logits.unsqueeze(-1) if self.num_states == 2 else logits, x)
+
+    @staticmethod
+    def _mean(log_prob: Tensor, weights: Tensor | None) -> Tensor:
         return -(log_prob if weights is None else weights * log_prob).mean()
 
     @abc.abstractmethod
@@ -128,7 +143,10 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             >>> round(model.log_prob(everything).exp().sum().item(), 5)
             1.0
         """
-        return self._log_prob(self._steps(x))
+        steps = self._steps(x)
+        if self._has_hooks():
+            return self._choose(self._called_logits(steps), steps).sum(dim=1)
+        return self._log_prob(steps)
 
     def forward(self, x: Tensor) -> Tensor:
         """log_prob(x), so that `model(x)` and what wraps modules work.
@@ -167,7 +185,8 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             >>> pyar.NADE(dim=3, num_states=4, hidden_size=8).logits(torch.zeros(5, 3, dtype=torch.uint8)).shape
             torch.Size([5, 3, 4])
         """
-        return self._dimensions(self._logits(self._steps(x)))
+        steps = self._steps(x)
+        return self._dimensions(self._called_logits(steps) if self._has_hooks() else self._logits(steps))
 
     def conditional_log_prob(self, x: Tensor) -> Tensor:
         """The log-probability log p(x_d | the dimensions before it) of every dimension, in nats, differentiable.
@@ -189,7 +208,10 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             >>> torch.allclose(model.conditional_log_prob(x).sum(dim=1), model.log_prob(x))
             True
         """
-        return self._dimensions(self._conditional_log_prob(self._steps(x)))
+        steps = self._steps(x)
+        if self._has_hooks():
+            return self._dimensions(self._choose(self._called_logits(steps), steps))
+        return self._dimensions(self._conditional_log_prob(steps))
 
     def mean_nll(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
         """The training loss −1/B Σ_b w_b log p(x_b) in nats, a scalar; NaN for an empty batch.
@@ -211,7 +233,10 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             torch.Size([])
         """
         steps = self._steps(x)
-        return self._mean_nll(steps, None if weights is None else check_weights(weights, steps))
+        weights = None if weights is None else check_weights(weights, steps)
+        if self._has_hooks():
+            return self._mean(self._choose(self._called_logits(steps), steps).sum(dim=1), weights)
+        return self._mean_nll(steps, weights)
 
     def sample(
         self,
@@ -292,6 +317,8 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         num_samples, first_index, temperature = check_sampling(num_samples, first_index, temperature)
         device = self._device()
         given = check_given(given, num_samples, self.dim, self.num_states, device)
+        reparametrize(self)
+        refuse_hooks(**self._layers())
         seed_tensor = resolve_seed(seed, generator, device)
         steps, log_prob = self._sample(num_samples, seed_tensor, first_index, temperature, given)
         return self._dimensions(steps), log_prob
@@ -369,11 +396,19 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         )
         return completed.view(x.shape[0], num_samples, self.dim)
 
+    def _layers(self) -> dict[str, nn.Module]:
+        """The model's layers by the names that errors call them, checked to be what the kernels compute."""
+        return {}
+
+    def _has_hooks(self) -> bool:
+        return any(map(has_hooks, self._layers().values()))
+
     def _device(self) -> torch.device:
         return next(self.parameters()).device
 
     def _steps(self, x: Tensor) -> Tensor:
-        """x as uint8, once it is checked, its columns in the order of the steps."""
+        """x as uint8, once it is checked, its columns in the order of the steps; and the parameters made ready."""
+        reparametrize(self)
         x = check_states("x", x, self.dim, self.num_states, self._device())
         return x if self.order is None else x.index_select(1, self.order)
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pyar.models.base import AutoregressiveModel, new_parameter, positive_int
+from pyar.models.layers import check_linear, linear_parameters, require_parameter
 from pyar.ops.nade import nade_conditional_log_prob, nade_log_prob, nade_logits, nade_mean_nll, nade_sample
+from pyar.reference.nade import outputs
 
 
 class NADE(AutoregressiveModel):
@@ -112,6 +114,7 @@ class NADE(AutoregressiveModel):
         """
         K, D = self.num_states, self.dim
         x = self._steps(x)
+        require_parameter("b", self.b)
         counts = torch.ones(D * K, dtype=torch.int64, device=x.device)
         first_state = K * torch.arange(D, device=x.device)
         for rows in x.split(1024):  # so that the int64 copy stays small
@@ -124,9 +127,31 @@ class NADE(AutoregressiveModel):
     def _config(self) -> dict[str, Any]:
         return {"hidden_size": self.hidden_size, "input": self.input, "mlp_sizes": list(self.mlp_sizes)}
 
+    def _layers(self) -> dict[str, nn.Module]:
+        if not isinstance(self.mlp, nn.ModuleList) or len(self.mlp) != len(self.mlp_sizes):
+            raise TypeError(
+                f"mlp must be the torch.nn.ModuleList of {len(self.mlp_sizes)} torch.nn.Linear that the model was "
+                f"built with, got {self.mlp}"
+            )
+        layers = {f"mlp[{index}]": layer for index, layer in enumerate(self.mlp)}
+        for (name, layer), sizes in zip(
+            layers.items(), itertools.pairwise((self.hidden_size, *self.mlp_sizes)), strict=True
+        ):
+            check_linear(name, layer, *sizes)
+        return layers
+
     def _mlp_parameters(self) -> list[Tensor]:
         """weight_1, bias_1, weight_2, … as the operations take them."""
-        return [parameter for layer in self.mlp for parameter in (layer.weight, layer.bias)]
+        return [parameter for layer in self.mlp for parameter in linear_parameters(layer)]
+
+    def _called_logits(self, x: Tensor) -> Tensor:
+        def features(h: Tensor, _: Sequence[Tensor]) -> Tensor:
+            for layer in self.mlp:
+                h = torch.relu(layer(h))
+            return h
+
+        steps = outputs(x, self.W, self.c, self.V, self.b, f=features)
+        return torch.stack(list(steps), dim=1).squeeze(-1)
 
     def _log_prob(self, x: Tensor) -> Tensor:
         return nade_log_prob(x, self.W, self.c, self.V, self.b, self._mlp_parameters())

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from pyar.models.base import AutoregressiveModel, positive_int
-from pyar.ops.lstm import lstm_conditional_log_prob, lstm_log_prob, lstm_logits, lstm_sample, round_weights
+from pyar.models.layers import check_linear, check_lstm, linear_parameters, lstm_parameters, require_parameter
+from pyar.ops.lstm import (
+    lstm_conditional_log_prob,
+    lstm_log_prob,
+    lstm_logits,
+    lstm_sample,
+    round_weights,
+    step_inputs,
+)
 from pyar.scalars import plain_integer
 
 
@@ -142,6 +150,7 @@ class PixelLSTM(AutoregressiveModel):
             tensor([0.6667, 0.3333], grad_fn=<SoftmaxBackward0>)
         """
         x = self._steps(x)
+        require_parameter("head.bias", self.head.bias)
         counts = torch.ones(self.num_states, dtype=torch.int64, device=x.device)
         for rows in x.split(1024):  # so that the int64 copy stays small
             counts += torch.bincount(rows.flatten(), minlength=self.num_states)
@@ -157,9 +166,15 @@ class PixelLSTM(AutoregressiveModel):
             "weight_dtype": self.weight_dtype,
         }
 
+    def _layers(self) -> dict[str, nn.Module]:
+        features = self.num_states if self.input == "onehot" else 1
+        check_lstm("lstm", self.lstm, features, self.hidden_size, self.num_layers)
+        check_linear("head", self.head, self.hidden_size, self.num_states)
+        return {"lstm": self.lstm, "head": self.head}
+
     def _weights(self) -> list[Tensor]:
         """weight_ih, weight_hh, bias_ih, bias_hh of every layer, as the operations take them."""
-        return [parameter for layer in self.lstm.all_weights for parameter in layer]
+        return lstm_parameters(self.lstm)
 
     def _rounded_weights(self) -> list[Tensor]:
         """_weights() as weight_dtype has them."""
@@ -167,24 +182,35 @@ class PixelLSTM(AutoregressiveModel):
 
     def _log_prob(self, x: Tensor) -> Tensor:
         return lstm_log_prob(
-            x, self._rounded_weights(), self.head.weight, self.head.bias, checkpoint_steps=self.checkpoint_steps
+            x, self._rounded_weights(), *linear_parameters(self.head), checkpoint_steps=self.checkpoint_steps
         )
 
     def _conditional_log_prob(self, x: Tensor) -> Tensor:
         return lstm_conditional_log_prob(
-            x, self._rounded_weights(), self.head.weight, self.head.bias, checkpoint_steps=self.checkpoint_steps
+            x, self._rounded_weights(), *linear_parameters(self.head), checkpoint_steps=self.checkpoint_steps
         )
 
     def _logits(self, x: Tensor) -> Tensor:
-        return lstm_logits(x, self._rounded_weights(), self.head.weight, self.head.bias)
+        return lstm_logits(x, self._rounded_weights(), *linear_parameters(self.head))
+
+    def _called_logits(self, x: Tensor) -> Tensor:
+        if self.weight_dtype != "float32":
+            raise RuntimeError(
+                f"layers with hooks are computed in float32, but weight_dtype is {self.weight_dtype!r}: remove the "
+                "hooks or set weight_dtype='float32'"
+            )
+        if x.shape[0] == 0:  # which torch.nn.LSTM refuses
+            return self._logits(x)
+        h, _ = self.lstm(step_inputs(x, self.lstm.weight_ih_l0, self.num_states))
+        outputs = self.head(h)
+        return outputs[..., 1] - outputs[..., 0] if self.num_states == 2 else outputs
 
     def _sample(
         self, num_samples: int, seed: Tensor, first_index: int, temperature: float, given: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         return lstm_sample(
             self._weights(),
-            self.head.weight,
-            self.head.bias,
+            *linear_parameters(self.head),
             seed=seed,
             num_samples=num_samples,
             num_dims=self.dim,

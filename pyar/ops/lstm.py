@@ -10,7 +10,6 @@ copy's, so that no change of the parameters, however made, goes unnoticed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -177,6 +176,14 @@ class _Round(torch.autograd.Function):
         return grad, None
 
 
+def step_inputs(x: Tensor, weight_ih: Tensor, num_states: int) -> Tensor:
+    """The first layer's inputs [B, D, I] at every step: zeros, then the state before, encoded."""
+    B, D = x.shape
+    inputs = weight_ih.new_zeros(B, D, weight_ih.shape[1])
+    inputs[:, 1:] = reference.encode(x[:, :-1].reshape(-1), weight_ih, num_states).view(B, D - 1, inputs.shape[2])
+    return inputs
+
+
 def _check_parameters(weights: Sequence[Tensor], head_weight: Tensor, head_bias: Tensor) -> int:
     """Raises TypeError or ValueError for parameters that do not fit together; returns the number of states K."""
     if len(weights) not in (4, 8, 12, 16):
@@ -227,8 +234,16 @@ def _native_options(
         is_small = not torch.compiler.is_compiling() and (
             4 * _kept_size(x.shape[0], x.shape[1], weights, head_weight, 0, keep) <= 2**25
         )
-        checkpoint_steps = 0 if is_small else math.isqrt(x.shape[1])
+        checkpoint_steps = 0 if is_small else _square_root(x.shape[1])
     return checkpoint_steps, keep
+
+
+def _square_root(number: int) -> int:
+    """math.isqrt, which torch.compile does not trace."""
+    root = 0
+    while (root + 1) ** 2 <= number:
+        root += 1
+    return root
 
 
 def _torch_outputs(x: Tensor, weights: Sequence[Tensor], head_weight: Tensor, head_bias: Tensor) -> Tensor:
@@ -238,8 +253,7 @@ def _torch_outputs(x: Tensor, weights: Sequence[Tensor], head_weight: Tensor, he
         return (head_weight.sum() + head_bias.sum() + sum(w.sum() for w in weights)) * head_bias.new_zeros(B, D, K)
     if transforms.is_active():  # torch's LSTM has no rules for them
         return torch.stack(reference.step_logits(x, weights, head_weight, head_bias), dim=1)
-    inputs = head_weight.new_zeros(B, D, weights[0].shape[1])
-    inputs[:, 1:] = reference.encode(x[:, :-1].reshape(-1), weights[0], K).view(B, D - 1, inputs.shape[2])
+    inputs = step_inputs(x, weights[0], K)
     zeros = head_weight.new_zeros(layers, B, head_weight.shape[1])
     h, _, _ = torch.lstm(inputs, (zeros, zeros), list(weights), True, layers, 0.0, False, False, True)
     return torch.nn.functional.linear(h, head_weight, head_bias)
@@ -269,9 +283,10 @@ def _kept_size(
     slot = batch * (padded + 16)
     if checkpoint_steps == 0:
         return layers * (2 * (num_dims + 1) * slot + num_dims * batch * 4 * padded)
-    # sym_max: without a branch on a batch size that torch.compile or torch.export leaves open.
-    group = torch.sym_max(1, 1024 // torch.sym_max(batch, 1))
-    segment = torch.sym_min((checkpoint_steps + group - 1) // group * group, num_dims)
+    if isinstance(batch, torch.SymInt):  # left open by torch.compile or torch.export: a branch on it would close it
+        return torch.library.get_ctx().new_dynamic_size()
+    group = max(1, 1024 // max(batch, 1))
+    segment = min((checkpoint_steps + group - 1) // group * group, num_dims)
     return (num_dims + segment - 1) // segment * layers * 2 * slot
 
 

@@ -19,7 +19,7 @@ dimension, in the order in which the paper's Algorithm 1 computes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -42,14 +42,22 @@ def contribution(x_d: Tensor, W_d: Tensor, num_states: int) -> Tensor:
     return torch.cat((torch.zeros_like(W_d[:1]), W_d))[x_d.long()]
 
 
-def outputs(x: Tensor, W: Tensor, c: Tensor, V: Tensor, b: Tensor, mlp: Sequence[Tensor] = ()) -> Iterator[Tensor]:
+def outputs(
+    x: Tensor,
+    W: Tensor,
+    c: Tensor,
+    V: Tensor,
+    b: Tensor,
+    mlp: Sequence[Tensor] = (),
+    f: Callable[[Tensor, Sequence[Tensor]], Tensor] = features,
+) -> Iterator[Tensor]:
     """The conditionals' outputs V_d f(h_d) + b_d, [B, P], one dimension after the other."""
     P = V.shape[1]
     K = 2 if P == 1 else P
     a = c.expand(x.shape[0], -1)
     for x_d, W_d, V_d, b_d in zip(x.unbind(1), W.unbind(0), V.unbind(0), b.unbind(0), strict=True):
         h = torch.sigmoid(a)
-        yield features(h, mlp) @ V_d.T + b_d
+        yield f(h, mlp) @ V_d.T + b_d
         a = a + contribution(x_d, W_d, K)
 
 
