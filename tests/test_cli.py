@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import os
 import shutil
 import signal
@@ -259,6 +260,26 @@ def test_a_run_that_ends_at_a_plateau_says_so(tmp_path, capsys):
     assert "still falling" not in err
     _, _, err = run(capsys, "train", "--resume", tmp_path / "run", "--no-progress", "--samples", "0")
     assert "another --plateau-patience or --min-learning-rate lets it go on" in err
+
+
+def test_unknown_data_train_until_they_no_longer_improve(tmp_path, capsys):
+    """Rows of a mixture of four products, whose entropy is known: NADE comes near it unattended."""
+    generator = torch.Generator().manual_seed(0)
+    means = torch.rand(4, 16, generator=generator).round() * 0.9 + 0.05
+    x = torch.bernoulli(means[torch.randint(4, (1000,), generator=generator)], generator=generator)
+    density = (x @ means.log().T + (1 - x) @ (1 - means).log().T).logsumexp(1) - math.log(4)
+    np.save(tmp_path / "mixture.npy", x.numpy().astype(np.uint8))
+    options = ["--data", tmp_path / "mixture.npy", "--hidden-size", "32", "--no-progress", "--samples", "0"]
+    code, _, err = run(capsys, "train", "nade", *options, "--out", tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (code, result["reason"], result["still_improving"]) == (0, "plateau", False)
+    assert "still falling" not in err
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert len({line["learning_rate"] for line in log if line["event"] == "evaluation"}) > 1
+    entropy = -density.mean().item()
+    p = x.mean(0)
+    marginals = -(torch.special.xlogy(p, p) + torch.special.xlogy(1 - p, 1 - p)).sum().item()
+    assert result["test"]["nll_nats"] < entropy + 0.3 * (marginals - entropy)
 
 
 def test_pictures_come_last_and_their_failure_is_a_line_each(tmp_path, capsys, monkeypatch):

@@ -18,6 +18,8 @@ from pyar.checkpoint import STATE_FILE, CheckpointError, load, load_state, save_
 from pyar.cli import main
 from pyar.data import Dataset, load_dataset
 from pyar.evaluation import evaluate
+from pyar.models import model_class
+from pyar.recipes import Size
 from pyar.training import Trainer, TrainingConfig, TrainingError, model_defaults, training_defaults
 from pyar.training.parallel import Group
 
@@ -536,6 +538,23 @@ def test_settings_survive_json_and_unknown_ones_are_refused():
 def test_every_pair_has_defaults(model, data):
     assert training_defaults(model, data).batch_size > 0
     assert "hidden_size" in model_defaults(model, data)
+
+
+@pytest.mark.parametrize("model", ["nade", "pixel-lstm"])
+@pytest.mark.parametrize("rows", [1, 99, 1_400, 30_000, 1_000_000])
+@pytest.mark.parametrize(("dim", "num_states"), [(10, 2), (180, 3), (784, 10), (3000, 256)])
+def test_general_settings_suit_the_size_of_the_data(model, rows, dim, num_states):
+    """Evaluations neither rare nor many for the rows, a run that ends by itself, weights that fit into memory."""
+    size = Size(rows, dim, num_states)
+    config = training_defaults(model, "mine.npz", size)
+    assert (config.schedule, config.epochs, config.time_budget) == ("plateau", None, None)
+    epoch = math.ceil(rows / config.batch_size)
+    assert epoch >= min(rows / 20, 50)
+    assert 50 <= round(config.eval_every * epoch) <= max(2000, epoch / 5)
+    with torch.device("meta"):  # takes no memory
+        built = model_class(model)(dim, num_states, **model_defaults(model, "mine.npz", size))
+    assert sum(p.numel() for p in built.parameters()) < 60e6
+    assert built.hidden_size >= 64
 
 
 def test_mismatched_model_and_empty_valid_are_refused(tmp_path):

@@ -21,6 +21,7 @@ from pyar.evaluation import evaluate
 from pyar.files import write_text
 from pyar.models import AutoregressiveModel, model_class, model_names
 from pyar.plots import decoration, save_sheet
+from pyar.recipes import Size
 from pyar.training import Trainer, TrainingConfig, model_defaults, training_defaults
 from pyar.training.config import BUDGETS
 from pyar.training.loop import CURVE_FILE
@@ -52,16 +53,20 @@ def run(arguments: argparse.Namespace) -> int:
         return _train(arguments, settings, folder, device, group)
 
 
-def _new_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Model, data, and training settings of a new run: the defaults for the pair, then what the user said."""
+def _new_settings(arguments: argparse.Namespace, dataset: Dataset | None = None) -> dict[str, Any]:
+    """Model, data, and training settings of a new run: the defaults for the pair, then what the user said.
+
+    The defaults may depend on the size of the data; without `dataset` they are those of some size.
+    """
     if arguments.model is None:
         raise UserError(f"say which model to train, such as `pyar train nade`; there are {', '.join(model_names())}")
     spec = {"data": _lasting_name(arguments.data or "digits"), **data_choices(arguments)}
     data_dir = arguments.data_dir or os.environ.get("PYAR_DATA")
+    size = None if dataset is None else Size(len(dataset.train), dataset.dim, dataset.num_states)
     recipe = getattr(arguments, "recipe", None)  # told by `pyar reproduce`
     if recipe is None:
-        config = training_defaults(arguments.model, spec["data"])
-        model_options = model_defaults(arguments.model, spec["data"])
+        config = training_defaults(arguments.model, spec["data"], size)
+        model_options = model_defaults(arguments.model, spec["data"], size)
     else:
         config, model_options = TrainingConfig(**recipe.training), dict(recipe.model_options)
     said = {field.name: getattr(arguments, field.name) for field in fields(TrainingConfig)}
@@ -168,9 +173,11 @@ def _make_model(settings: dict[str, Any], dataset: Dataset, seed: int) -> Autore
 def _train(
     arguments: argparse.Namespace, settings: dict[str, Any], folder: Path, device: torch.device, group: Group
 ) -> int:
-    config = TrainingConfig.from_json(settings["training"])
     progress = arguments.progress and group.is_main
     dataset = _load_in_turn(arguments, settings, group, progress)
+    if arguments.resume is None:
+        settings = _new_settings(arguments, dataset)
+    config = TrainingConfig.from_json(settings["training"])
     model = _make_model(settings, dataset, config.seed).to(device)
     with user_errors(ValueError):
         trainer = Trainer(

@@ -1,4 +1,5 @@
-"""What is known to work: a model, a data set, settings, and what they reached. A file a family, found by its name.
+"""What is known to work: a model, a data set, settings, and what they reached. A file a family, found by its name:
+RECIPES, and `general(size)`, the recipe for all data that have none of their own.
 
 `pyar train` takes its defaults from here, `pyar recipes` lists what is promised, `pyar reproduce NAME` runs a recipe
 again, and the tables of results in README and site are written from here. Nothing here imports torch.
@@ -10,6 +11,7 @@ import functools
 import importlib
 import pkgutil
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 
@@ -81,35 +83,72 @@ class Recipe:
         return " ".join(parts)
 
 
+@dataclass(frozen=True)
+class Size:
+    """What a general recipe knows of the data: examples to train on, dimensions, states."""
+
+    rows: int = 10_000
+    dim: int = 100
+    num_states: int = 2
+
+
+def until_a_plateau(size: Size) -> dict[str, Any]:
+    """Training settings for whatever comes: until a lower learning rate no longer lowers the valid NLL.
+
+    Few rows get small batches, so that an epoch has steps enough, and evaluations are 50 … 2,000 steps apart, but no
+    more than five an epoch, so that they cost a small part of the time.
+    """
+    batch_size = min(100, max(20, size.rows // 100))
+    epoch = -(-size.rows // batch_size)  # in steps
+    return {
+        "batch_size": batch_size,
+        "eval_every": float(-(-50 // epoch)) if epoch < 50 else min(1.0, max(0.2, 2000 / epoch)),
+        "schedule": "plateau",
+        "epochs": None,
+        "max_steps": 200_000,
+        "ema": 0.99,
+    }
+
+
+def _families() -> list[ModuleType]:
+    """The modules of this folder, by name."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return [importlib.import_module(f"{__name__}.{name}") for name in names]
+
+
 @functools.cache
 def recipes() -> dict[str, Recipe]:
-    """All recipes by name, in the order of their files."""
+    """All recipes by name, in the order of their files; a general one for data of some size."""
     found: dict[str, Recipe] = {}
-    for module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
-        for recipe in importlib.import_module(f"{__name__}.{module}").RECIPES:
-            if recipe.name in found:
-                raise ValueError(f"two recipes are called {recipe.name}")
-            found[recipe.name] = recipe
+    for recipe in [recipe for family in _families() for recipe in (family.general(Size()), *family.RECIPES)]:
+        if recipe.name in found:
+            raise ValueError(f"two recipes are called {recipe.name}")
+        found[recipe.name] = recipe
     return found
 
 
-def default_recipe(model: str, data: str | None) -> Recipe | None:
+def default_recipe(model: str, data: str | None, size: Size | None = None) -> Recipe | None:
     """The recipe that `pyar train` takes for a model on a data set: their own, else the model's general one."""
     candidates = [recipe for recipe in recipes().values() if recipe.model == model and recipe.default]
     for wanted in (data, None):
         for recipe in candidates:
             if recipe.data == wanted:
-                return recipe
+                return recipe if recipe.data is not None or size is None else _general(recipe.name, size)
     return None
 
 
-def training_settings(model: str, data: str | None) -> dict[str, Any]:
+def _general(name: str, size: Size) -> Recipe:
+    """The general recipe of that name for data of a size."""
+    return next(recipe for family in _families() if (recipe := family.general(size)).name == name)
+
+
+def training_settings(model: str, data: str | None, size: Size | None = None) -> dict[str, Any]:
     """The training settings of the default recipe, by the names of TrainingConfig's fields."""
-    recipe = default_recipe(model, data)
-    return {} if recipe is None else dict(recipe.training)
+    recipe = default_recipe(model, data, size)
+    return until_a_plateau(size or Size()) if recipe is None else dict(recipe.training)
 
 
-def model_settings(model: str, data: str | None) -> dict[str, Any]:
+def model_settings(model: str, data: str | None, size: Size | None = None) -> dict[str, Any]:
     """The constructor's arguments of the default recipe."""
-    recipe = default_recipe(model, data)
+    recipe = default_recipe(model, data, size)
     return {} if recipe is None else dict(recipe.model_options)

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from pyar.recipes import Published, Reached, Recipe
+from pyar.recipes import Published, Reached, Recipe, Size, until_a_plateau
 
 _IMAGES = {"epochs": None, "time_budget": 600.0, "learning_rate": 2e-3, "weight_decay": 0.1}
 _NADE = Published(88.33, "NADE, fixed order", "Uria et al. 2016, table 3")
 
-RECIPES = (
-    Recipe(
+
+def general(size: Size) -> Recipe:
+    """NADE for data that have no recipe of their own."""
+    # More than 32 states are grey values: ordered, and too many to learn each by itself.
+    scalar = size.num_states > 32
+    inputs, outputs = 1 if scalar else size.num_states - 1, 1 if size.num_states == 2 else size.num_states
+    # At most some 50 million weights, which training keeps six times.
+    hidden_size = max(32, min(500, 50_000_000 // (size.dim * (inputs + outputs))))
+    return Recipe(
         name="nade",
         model="nade",
         data=None,
-        model_options={"hidden_size": 500},
-        training={"epochs": 100, "patience": 20},
-    ),
+        model_options={"hidden_size": hidden_size, "input": "scalar" if scalar else "onehot"},
+        training=until_a_plateau(size) | {"learning_rate": 2e-3, "weight_decay": 0.1},
+    )
+
+
+RECIPES = (
     Recipe(
         name="nade-digits",
         model="nade",

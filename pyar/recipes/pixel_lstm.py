@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyar.recipes import Published, Reached, Recipe
+from pyar.recipes import Published, Reached, Recipe, Size, until_a_plateau
 
 _IMAGES = {
     "epochs": None,
@@ -14,14 +14,22 @@ _IMAGES = {
     "eval_batch_size": 200,
 }
 
-RECIPES = (
-    Recipe(
+
+def general(size: Size) -> Recipe:
+    """PixelLSTM for data that have no recipe of their own."""
+    return Recipe(
         name="pixel-lstm",
         model="pixel-lstm",
         data=None,
-        model_options={"hidden_size": 256},
-        training={"epochs": 50, "patience": 10, "clip_norm": 1.0, "eval_batch_size": 200},
-    ),
+        model_options={
+            "hidden_size": 128 if size.rows * size.dim < 2_000_000 else 256,
+            "input": "scalar" if size.num_states > 32 else "onehot",  # grey values are ordered
+        },
+        training=until_a_plateau(size) | {"learning_rate": 3e-3, "clip_norm": 1.0, "eval_batch_size": 200},
+    )
+
+
+RECIPES = (
     Recipe(
         name="pixel-lstm-digits",
         model="pixel-lstm",

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from pyar.recipes import model_settings, training_settings
+from pyar.recipes import Size, model_settings, training_settings
 from pyar.scalars import plain_bool, plain_integer, plain_number
 
 _PLAIN = {"int": plain_integer, "float": plain_number, "bool": plain_bool}
@@ -112,11 +112,14 @@ class TrainingConfig:
         return self.learning_rate * factor[self.schedule] * min(1.0, (step + 1) / (self.warmup_steps + 1))
 
 
-def training_defaults(model: str, data: str | None) -> TrainingConfig:
-    """The settings of the recipe for a model on a data set, by their names; else the model's general ones."""
-    return TrainingConfig(**training_settings(model, data))
+def training_defaults(model: str, data: str | None, size: Size | None = None) -> TrainingConfig:
+    """The settings of the recipe for a model on a data set, by their names; else the model's general ones.
+
+    These depend on the data's `size`.
+    """
+    return TrainingConfig(**training_settings(model, data, size))
 
 
-def model_defaults(model: str, data: str | None) -> dict[str, Any]:
+def model_defaults(model: str, data: str | None, size: Size | None = None) -> dict[str, Any]:
     """The constructor's arguments, beside what the data say, of the recipe for a model on a data set."""
-    return model_settings(model, data)
+    return model_settings(model, data, size)
