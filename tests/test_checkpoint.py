@@ -182,7 +182,7 @@ def test_foreign_and_changed_metadata_are_refused(saved, changes, message):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("model", "Popen", "unknown model"),
+        ("model", "Popen", "not known here"),
         ("config", '{"dim": 7}', "does not fit"),
         ("config", '{"nonsense": 7}', "does not fit"),
         ("config", "[", "does not fit"),
