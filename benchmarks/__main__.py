@@ -4,6 +4,7 @@ jobs:
   nade lstm   the two tables: pyar and every peer on the same work; each result is checked before its time is printed
   sweep       how pyar's time grows with the batch size B, the dimensions D, the hidden units H, the states K and the
               threads; its memory, import time and install time
+  per-sample  gradients of every example, as torch.func gives them, beside a loop of single gradients
   report      the site's page of benchmarks, the README's table, and plots, from stored results
   guard       has a change made pyar slower? counts instructions and compares with stored counts; needs valgrind
 
@@ -37,7 +38,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "jobs", nargs="+", choices=("nade", "lstm", "sweep", "report", "guard"), metavar="job", help="one or more"
+        "jobs",
+        nargs="+",
+        choices=("nade", "lstm", "sweep", "per-sample", "report", "guard"),
+        metavar="job",
+        help="one or more",
     )
     cores = len(os.sched_getaffinity(0))
     measuring = parser.add_argument_group("measuring: nade, lstm, sweep")
@@ -101,6 +106,10 @@ def main(arguments: list[str] | None = None) -> int:
         from benchmarks.tables import run_tables
 
         status = run_tables(tables, options)
+    if "per-sample" in options.jobs:
+        from benchmarks.per_sample import run_per_sample
+
+        status = run_per_sample(options.threads) or status
     if "report" in options.jobs:
         from benchmarks.report import write_report
         from pyar.files import write_text
