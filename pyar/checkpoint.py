@@ -54,8 +54,9 @@ def save_model(
 
     `extra`: JSON-serialisable facts kept with the weights (the data set's description, the validation NLL, …).
     `state_dict`: weights to store in place of the model's current ones, for instance the best of a training run.
+    What parametrizations, weight_norm or prune compute is stored as it is used, so that the file holds a plain model.
     """
-    weights = model.state_dict() if state_dict is None else state_dict
+    weights = model.plain_state_dict(state_dict)
     tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in weights.items()}
     name = model.name
     config, extra_text = json.dumps(model.config), json.dumps(extra or {})

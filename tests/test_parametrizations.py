@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import pyar
+from pyar.checkpoint import save_model
 from pyar.models import AutoregressiveModel
 
 D, K = 5, 3
@@ -100,6 +102,26 @@ def test_pruned_weights_stay_zero_in_training() -> None:
         optimizer.step()
     prune.remove(model, "W")
     assert (model.W[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_saved_is_a_plain_model_that_loads(target: str, kind: str, tmp_path: Path) -> None:
+    build, layer_of, name = TARGETS[target]
+    model = randomise(build())
+    KINDS[kind](layer_of(model), name)
+    model.eval()
+    x = random_states(7, D, model.num_states)
+    earlier, expected = copy.deepcopy(model.state_dict()), model.log_prob(x).detach()
+    save_model(model, tmp_path / "model")
+    assert_the_same(model, pyar.load(tmp_path / "model"))
+    model.mean_nll(x).backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.5)
+    save_model(model, tmp_path / "earlier", state_dict=earlier)
+    torch.testing.assert_close(pyar.load(tmp_path / "earlier").log_prob(x), expected)
+    assert not torch.allclose(model.log_prob(x), expected)
 
 
 class Scaled(nn.Module):

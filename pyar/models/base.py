@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from pyar.models.layers import has_hooks, refuse_hooks, reparametrize
 from pyar.ops.validate import check_given, check_sampling, check_states, check_weights
@@ -79,6 +81,34 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             **self._config(),
             **({} if self.order is None else {"order": self._plain_order()}),
         }
+
+    @torch.no_grad()
+    def plain_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The weights as they are used, under the names of a model without parametrizations, weight_norm or prune.
+
+        Args:
+            state_dict: one of this model's, whose weights are taken instead of the current ones.
+
+        Example:
+            >>> model = pyar.NADE(dim=3, hidden_size=8)
+            >>> _ = torch.nn.utils.prune.identity(model, "W")
+            >>> sorted(model.state_dict()), sorted(model.plain_state_dict())
+            (['V', 'W_mask', 'W_orig', 'b', 'c'], ['V', 'W', 'b', 'c'])
+        """
+        own = self.state_dict() if state_dict is None else state_dict
+        with torch.device("meta"):
+            names = list(type_before_parametrizations(self)(**self.config).state_dict())
+        if set(own) == set(names):
+            return own
+        for module in self.modules():
+            reparametrize(module)  # without a graph, which deepcopy refuses
+        model = self
+        if state_dict is not None:
+            model = copy.deepcopy(self)
+            model.load_state_dict(state_dict)
+            for module in model.modules():
+                reparametrize(module)
+        return {name: getattr(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in names}
 
     def extra_repr(self) -> str:
         shown = {key: value for key, value in self.config.items() if key != "order"}
