@@ -74,7 +74,7 @@ def main() -> int:
         if build.returncode != 0:
             print(build.stdout + build.stderr)
             return build.returncode
-        kernels = parse_ptxas(build.stderr)
+        kernels = parse_ptxas(build.stdout)
         names = demangle([kernel.name for kernel in kernels])
         rows = sorted((kernel.architecture, name, kernel) for name, kernel in zip(names, kernels, strict=True))
         print(f"{'kernel':60s} {'arch':>8s} {'registers':>9s} {'spilled':>8s} {'stack':>6s} {'shared':>6s}")
