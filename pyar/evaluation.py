@@ -55,14 +55,22 @@ class Evaluation:
 
 @torch.inference_mode()
 def log_probs(
-    model: AutoregressiveModel, x: Tensor, batch_size: int = 500, *, progress: bool = False, amp: bool = False
+    model: AutoregressiveModel,
+    x: Tensor,
+    batch_size: int = 500,
+    *,
+    progress: bool = False,
+    amp: bool = False,
+    validation: bool = False,
 ) -> Tensor:
     """log p of every row of x [N, D] in nats, float32 [N] on the CPU, computed `batch_size` rows at a time.
 
-    `x` may be on another device than the model. `amp` runs in bfloat16 where autocast does so.
+    `x` may be on another device than the model. `amp` runs in bfloat16 where autocast does so. `validation` takes the
+    model's validation_log_prob instead.
     """
     device = next(model.parameters()).device
     was_training = model.training
+    log_prob = model.validation_log_prob if validation else model.log_prob
     model.eval()
     result = torch.empty(len(x), dtype=torch.float32)
     try:
@@ -72,7 +80,7 @@ def log_probs(
         ):
             for first in range(0, len(x), batch_size):
                 part = x[first : first + batch_size].to(device)
-                result[first : first + len(part)] = model.log_prob(part).float()
+                result[first : first + len(part)] = log_prob(part).float()
                 bar.update(len(part))
     finally:
         model.train(was_training)

@@ -15,7 +15,7 @@ from pyar.models.layers import has_hooks, refuse_hooks, reparametrize
 from pyar.ops.validate import check_given, check_sampling, check_states, check_weights
 from pyar.random import resolve_seed
 from pyar.reference.draw import log_probability
-from pyar.scalars import plain_integer
+from pyar.scalars import plain_integer, plain_number
 
 
 class AutoregressiveModel(nn.Module, abc.ABC):
@@ -268,6 +268,32 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             return self._mean(self._choose(self._called_logits(steps), steps).sum(dim=1), weights)
         return self._mean_nll(steps, weights)
 
+    def training_loss(self, x: Tensor) -> Tensor:
+        """What training minimises, a scalar: mean_nll(x), unless the model learns from a draw of something.
+
+        What is drawn comes from torch's default generator.
+
+        Args:
+            x: uint8 or int64 [B, D], states 0 … K−1.
+
+        Raises:
+            TypeError, ValueError: as log_prob.
+        """
+        return self.mean_nll(x)
+
+    def validation_log_prob(self, x: Tensor) -> Tensor:
+        """What training compares weights by, float32 [B]: log_prob(x), or an estimate where that takes far longer.
+
+        The same weights always give the same numbers.
+
+        Args:
+            x: uint8 or int64 [B, D], states 0 … K−1.
+
+        Raises:
+            TypeError, ValueError: as log_prob.
+        """
+        return self.log_prob(x)
+
     def sample(
         self,
         num_samples: int,
@@ -464,3 +490,48 @@ def positive_int(name: str, value: int) -> int:
     if number < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
     return number
+
+
+def check_sizes(name: str, sizes: Sequence[int]) -> tuple[int, ...]:
+    """The sizes of layers as a tuple, if there is one at least and all are integers above 0."""
+    if isinstance(sizes, str) or not hasattr(sizes, "__iter__"):
+        raise TypeError(f"{name} must be a sequence of integers, got {type(sizes).__name__} {sizes!r}")
+    checked = tuple(positive_int(name, size) for size in sizes)
+    if len(checked) == 0:
+        raise ValueError(f"{name} must hold one size at least, got {sizes!r}")
+    return checked
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
+    """The value, if it is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def check_dropout(value: float) -> float:
+    """The part of the units that is left out, if it is in [0, 1)."""
+    number = float(plain_number("dropout", value))
+    if not 0 <= number < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {value}")
+    return number
+
+
+def marginal_logits(x: Tensor, num_states: int) -> Tensor:
+    """The logits of the data's marginals, each state counted once more than it was seen: float64 [D, P].
+
+    Args:
+        x: uint8 [N, D].
+        num_states: K.
+
+    Returns:
+        Log-frequencies, P = K; for K = 2 log-odds, P = 1.
+    """
+    (_, D), K = x.shape, num_states
+    counts = torch.ones(D * K, dtype=torch.int64, device=x.device)
+    first_state = K * torch.arange(D, device=x.device)
+    for rows in x.split(1024):  # so that the int64 copy stays small
+        counts += torch.bincount((rows + first_state).flatten(), minlength=D * K)
+    log_frequency = counts.view(D, K).double().log()
+    log_frequency = log_frequency - counts.view(D, K).sum(dim=1, keepdim=True).double().log()
+    return log_frequency[:, 1:] - log_frequency[:, :1] if K == 2 else log_frequency

@@ -9,6 +9,8 @@ whose layers have some is computed by calling them, see `has_hooks`.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -60,6 +62,24 @@ def check_linear(name: str, layer: nn.Module, inputs: int, outputs: int) -> None
     _check_settings(name, layer, {"in_features": inputs, "out_features": outputs})
     if layer.bias is None:
         raise ValueError(f"{name} must have a bias")
+
+
+def check_linears(name: str, layers: nn.Module, sizes: Sequence[int]) -> dict[str, nn.Module]:
+    """The layers of a list by their names, if they are those from sizes[0] inputs to sizes[1] outputs, and so on.
+
+    Raises:
+        TypeError: it is not a list of that many layers, or as check_linear.
+        ValueError: as check_linear.
+    """
+    if not isinstance(layers, nn.ModuleList) or len(layers) != len(sizes) - 1:
+        raise TypeError(
+            f"{name} must be the torch.nn.ModuleList of {len(sizes) - 1} torch.nn.Linear that the model was built "
+            f"with, got {layers}"
+        )
+    named = {f"{name}[{index}]": layer for index, layer in enumerate(layers)}
+    for (layer_name, layer), pair in zip(named.items(), itertools.pairwise(sizes), strict=True):
+        check_linear(layer_name, layer, *pair)
+    return named
 
 
 def linear_parameters(layer: nn.Module) -> tuple[Tensor, Tensor]:

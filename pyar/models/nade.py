@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pyar.models.base import AutoregressiveModel, new_parameter, positive_int
-from pyar.models.layers import check_linear, linear_parameters, require_parameter
+from pyar.models.base import AutoregressiveModel, marginal_logits, new_parameter, positive_int
+from pyar.models.layers import check_linears, linear_parameters, require_parameter
 from pyar.ops.nade import nade_conditional_log_prob, nade_log_prob, nade_logits, nade_mean_nll, nade_sample
 from pyar.reference.nade import outputs
 
@@ -112,33 +112,16 @@ class NADE(AutoregressiveModel):
             >>> torch.sigmoid(model.b).squeeze()  # (0 + 1)/(3 + 2) and (2 + 1)/(3 + 2)
             tensor([0.2000, 0.6000], grad_fn=<SqueezeBackward0>)
         """
-        K, D = self.num_states, self.dim
         x = self._steps(x)
         require_parameter("b", self.b)
-        counts = torch.ones(D * K, dtype=torch.int64, device=x.device)
-        first_state = K * torch.arange(D, device=x.device)
-        for rows in x.split(1024):  # so that the int64 copy stays small
-            counts += torch.bincount((rows + first_state).flatten(), minlength=D * K)
-        counts = counts.view(D, K)
-        log_frequency = counts.double().log() - counts.sum(dim=1, keepdim=True).double().log()
-        self.b.copy_(log_frequency[:, 1:] - log_frequency[:, :1] if K == 2 else log_frequency)
+        self.b.copy_(marginal_logits(x, self.num_states))
         return self
 
     def _config(self) -> dict[str, Any]:
         return {"hidden_size": self.hidden_size, "input": self.input, "mlp_sizes": list(self.mlp_sizes)}
 
     def _layers(self) -> dict[str, nn.Module]:
-        if not isinstance(self.mlp, nn.ModuleList) or len(self.mlp) != len(self.mlp_sizes):
-            raise TypeError(
-                f"mlp must be the torch.nn.ModuleList of {len(self.mlp_sizes)} torch.nn.Linear that the model was "
-                f"built with, got {self.mlp}"
-            )
-        layers = {f"mlp[{index}]": layer for index, layer in enumerate(self.mlp)}
-        for (name, layer), sizes in zip(
-            layers.items(), itertools.pairwise((self.hidden_size, *self.mlp_sizes)), strict=True
-        ):
-            check_linear(name, layer, *sizes)
-        return layers
+        return check_linears("mlp", self.mlp, (self.hidden_size, *self.mlp_sizes))
 
     def _mlp_parameters(self) -> list[Tensor]:
         """weight_1, bias_1, weight_2, … as the operations take them."""

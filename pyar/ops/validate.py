@@ -53,6 +53,28 @@ def check_dimensions(name: str, tensor: Tensor, shape: str, *allowed: int) -> No
         raise ValueError(f"{name} must be {shape} and not empty, got {list(tensor.shape)}")
 
 
+def check_layers(hidden: Sequence[Tensor], units: int) -> tuple[list[tuple[str, Tensor, Sequence[int]]], int]:
+    """What check_parameters has to know about dense layers, and the number of units of the last.
+
+    Args:
+        hidden: weight [outputs, inputs] and bias [outputs] of every layer in turn.
+        units: the inputs of the first.
+
+    Raises:
+        TypeError: a weight is not a tensor.
+        ValueError: the tensors are not pairs, or a weight not a matrix.
+    """
+    if len(hidden) % 2 != 0:
+        raise ValueError(f"hidden must hold a weight and a bias for every layer, got {len(hidden)} tensors")
+    layers: list[tuple[str, Tensor, Sequence[int]]] = []
+    for number, (weight, bias) in enumerate(zip(hidden[::2], hidden[1::2], strict=True), start=2):
+        check_dimensions(f"hidden weight {number}", weight, "[outputs, inputs]", 2)
+        layers.append((f"hidden weight {number}", weight, (weight.shape[0], units)))
+        layers.append((f"hidden bias {number}", bias, (weight.shape[0],)))
+        units = weight.shape[0]
+    return layers, units
+
+
 def check_states(name: str, x: Tensor, num_dims: int, num_states: int, device: torch.device) -> Tensor:
     """States as the kernels take them.
 
@@ -147,10 +169,20 @@ def check_sampling(num_samples: int, first_index: int, temperature: float) -> tu
             raise ValueError(f"{name} must not be negative, got {value}")
     if first_index + num_samples >= 2**63:
         raise ValueError(f"first_index + num_samples must be below 2**63, got {first_index} + {num_samples}")
+    return num_samples, first_index, check_temperature(temperature)
+
+
+def check_temperature(temperature: float) -> float:
+    """The temperature as a plain number.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is not positive and finite.
+    """
     temperature = float(plain_number("temperature", temperature))
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
-    return num_samples, first_index, temperature
+    return temperature
 
 
 def check_seed(seed: Tensor, device: torch.device) -> None:

@@ -20,6 +20,9 @@ def log_probabilities(outputs: Tensor) -> Tensor:
 
 def log_probability(outputs: Tensor, x: Tensor) -> Tensor:
     """log p(x) in nats: outputs [..., P], states x [...] of any integer dtype → [...]."""
+    if outputs.shape[-1] == 1:
+        logit = outputs.squeeze(-1)
+        return functional.logsigmoid(torch.where(x != 0, logit, -logit))
     return log_probabilities(outputs).gather(-1, x.long().unsqueeze(-1)).squeeze(-1)
 
 

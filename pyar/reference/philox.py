@@ -53,10 +53,24 @@ def uniforms(
     Returns:
         float32 [num_samples, num_dims].
     """
-    seed &= 0xFFFFFFFF_FFFFFFFF
     index = first_index + torch.arange(num_samples, dtype=torch.int64, device=device)
-    block = torch.arange((num_dims + 3) // 4, dtype=torch.int64, device=device)
+    return indexed_uniforms(seed, index, num_dims)
+
+
+def indexed_uniforms(seed: int, index: Tensor, num_dims: int, number: int = 0) -> Tensor:
+    """The uniforms of any samples of a seed.
+
+    Args:
+        seed: as uniforms.
+        index: int64 [N], the samples' numbers.
+        number: the counter's second word: 0 for the uniforms that states are drawn with, 1 … for further ones.
+
+    Returns:
+        float32 [N, num_dims].
+    """
+    seed &= 0xFFFFFFFF_FFFFFFFF
+    block = torch.arange((num_dims + 3) // 4, dtype=torch.int64, device=index.device)
     index, block = torch.broadcast_tensors(index[:, None], block[None, :])
-    counter = torch.stack((block, torch.zeros_like(block), index & WORD, (index >> 32) & WORD), dim=-1)
+    counter = torch.stack((block, torch.full_like(block, number), index & WORD, (index >> 32) & WORD), dim=-1)
     words = philox4x32_10(counter, (seed & WORD, seed >> 32)).flatten(1)[:, :num_dims]
     return ((words >> 9).to(torch.float32) + 0.5) * 2.0**-23

@@ -286,7 +286,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if len(x):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=config.amp):
-                loss = self.model.mean_nll(x)
+                loss = self.model.training_loss(x)
             if self.group.size > 1:
                 loss = loss * (len(x) / total)
             loss.backward()
@@ -371,7 +371,9 @@ class Trainer:
         valid = self.dataset.valid
         with self._averaged_weights():
             part = valid[self.group.share(len(valid))]
-            log_prob = log_probs(self.model, part, self.config.eval_batch_size, amp=self.config.amp).double()
+            log_prob = log_probs(
+                self.model, part, self.config.eval_batch_size, amp=self.config.amp, validation=True
+            ).double()
             sums = torch.stack([log_prob.sum(), log_prob.square().sum()]).to(self.device)
             total, squares = self.group.sum_(sums).tolist()
             nll = -total / len(valid)

@@ -66,50 +66,6 @@ void philox_dimensions(uint64_t seed, uint64_t sample, int64_t begin, int64_t en
   }
 }
 
-// u = ((r >> 9) + 1/2)·2⁻²³, as uniform_from_word().
-PYAR_INLINE Vector uniforms_from_words(const uint32_t* words) {
-  IntVector r;
-  memcpy(&r, words, sizeof r);
-  r = (r >> 9) & 0x7fffff;
-  return (__builtin_convertvector(r, Vector) + 0.5f) * (1.0f / 8388608.0f);
-}
-
-// Draws a state per lane as draw.h says: the smallest k with u·S < w_0 + … + w_k, S = Σ_j w_j, w_k = e^(l_k − max l).
-// There always is one: the greatest weight is 1, so 1 ≤ S ≤ 256, and u ≤ 1 − 2⁻²⁴ keeps the rounded u·S below S. Lanes
-// whose weights are NaN get kNoState. *term: the log-probability of the state drawn.
-//   l        [P, kWidth], `stride` apart
-//   weights  the same, work space
-PYAR_INLINE IntVector draw_states(const float* l, float* weights, int64_t stride, int64_t P, Vector u, Vector* term) {
-  if (P == 1) {
-    const Vector logit = load(l);
-    const Vector highest = maximum(logit, Vector{});  // NaN logits give NaN weights all the same
-    const Vector weight0 = exponential(-highest), weight1 = exponential(logit - highest);
-    const Vector sum = weight0 + weight1;
-    const IntVector zero = u * sum < weight0;
-    *term = binary_log_probability(logit, ~zero);
-    const IntVector state = zero + 1;
-    const IntVector valid = sum > 0.0f;
-    return (state & valid) | ~valid;
-  }
-  Vector highest = load(l);
-  for (int64_t k = 1; k < P; ++k) highest = maximum(highest, load(l + k * stride));
-  Vector sum = {}, parts[4] = {};  // the parts are for the logarithm, as in log_probability()
-  for (int64_t k = 0; k < P; ++k) {
-    const Vector weight = exponential(load(l + k * stride) - highest);
-    parts[k % 4] += weight;
-    sum += weight;
-    store(weights + k * stride, sum);
-  }
-  const Vector target = u * sum;
-  IntVector state = {};
-  for (int64_t k = 0; k < P; ++k) state -= load(weights + k * stride) <= target;
-  Vector chosen = load(l);
-  for (int64_t k = 1; k < P; ++k) chosen = select(state == static_cast<int32_t>(k), load(l + k * stride), chosen);
-  *term = chosen - highest - logarithm((parts[0] + parts[1]) + (parts[2] + parts[3]));
-  const IntVector valid = sum > 0.0f;
-  return (state & valid) | ~valid;
-}
-
 // The features of one sample: what the added layers make of its hidden units, or these themselves.
 const float* lone_features(const NadeParameters& m, const SampleSpace& s) {
   const float* features = s.hidden;

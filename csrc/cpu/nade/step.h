@@ -7,6 +7,7 @@
 // computed once for each run of dimensions, a maximal stretch over which they stay the same.
 #pragma once
 
+#include "cpu/conditionals.h"
 #include "cpu/nade/products.h"
 
 namespace pyar::cpu::PYAR_LEVEL {
@@ -132,12 +133,6 @@ inline void layer_forward(const DenseLayer& layer, const float* const* in, float
 // ---------------------------------------------------------------------------------------------------------------------
 // Conditionals, kWidth samples at a time: logit k of the lanes is at l[k·stride].
 
-// log σ(±logit) = min(z, 0) − log(1 + e^−|z|), z = logit for state one and −logit for state zero.
-PYAR_INLINE Vector binary_log_probability(Vector logit, IntVector one) {
-  const Vector z = select(one, logit, -logit);
-  return minimum(z, Vector{}) - logarithm_of_one_plus(exponential(-absolute(z)));
-}
-
 // log p(x) = l_x − max l − log Σ_k e^(l_k − max l) of the lanes. With kGradient, the logits are replaced by
 // scale·∂log p(x)/∂l_k = scale·(1[x = k] − p(k)).
 //   l  [P, kWidth]
@@ -181,14 +176,6 @@ PYAR_INLINE Vector log_probability(float* l, int64_t stride, int64_t P, IntVecto
 PYAR_INLINE void add_bias(float* l, int64_t stride, const float* b, int64_t P) {
   for (int64_t k = 0; k < P; ++k) store(l + k * stride, load(l + k * stride) + broadcast(b[k]));
 }
-
-PYAR_INLINE IntVector load_int(const int32_t* p) {
-  IntVector v;
-  memcpy(&v, p, sizeof v);
-  return v;
-}
-
-PYAR_INLINE void store_int(int32_t* p, IntVector v) { memcpy(p, &v, sizeof v); }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The logits of dimensions, without their biases: V_d f_d.
