@@ -237,6 +237,14 @@ def test_second_derivatives_are_refused(model: AutoregressiveModel) -> None:
         squares(dict(model.named_parameters()))
 
 
+def test_transforms_may_be_compiled(model: AutoregressiveModel) -> None:
+    torch._dynamo.reset()
+    total, x = functional(model, "log_prob"), random_states(B, D, model.num_states)
+    each = vmap(grad(lambda parameters, row: total(parameters, row[None])), in_dims=(None, 0))
+    compiled = torch.compile(each, backend="aot_eager")
+    assert_all_close(compiled(dict(model.named_parameters()), x), loop(model, "log_prob", x))
+
+
 @pytest.mark.skipif(not has_kernels("cpu"), reason="the extension is not built")
 @pytest.mark.parametrize("is_conditional", [False, True])
 @pytest.mark.parametrize(("K", "mlp_sizes"), [(2, ()), (3, (4,))])

@@ -22,13 +22,18 @@ _functions: dict[str, type[torch.autograd.Function]] = {}
 
 def is_active() -> bool:
     """Whether a transform of torch.func is at work."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return torch._C._are_functorch_transforms_active()
 
 
 def call(name: str, *arguments: Any) -> Any:
     """The operation torch.ops.pyar.NAME, within torch.func's transforms and without."""
     if not is_active():
         return getattr(torch.ops.pyar, name)(*arguments)
+    return _call_function(name, arguments)
+
+
+@torch.compiler.disable  # torch.compile leaves code with transforms around pyar's operations as it is
+def _call_function(name: str, arguments: tuple) -> Any:
     leaves, spec = pytree.tree_flatten(arguments)
     structure = _Structure(spec)
     return pytree.tree_unflatten(_functions[name].apply(structure, *leaves), structure.outputs)
