@@ -308,6 +308,13 @@ def test_a_folder_of_arrays(tmp_path):
         load_dataset(tmp_path)
 
 
+def test_a_file_for_each_example_is_refused_with_the_remedy(tmp_path):
+    for index in range(8):
+        np.save(tmp_path / f"{index}.npy", BINARY[index])
+    with pytest.raises(DataError, match=r"'4' and 3 more;.*one example, save them as one array \(numpy\.stack\)"):
+        load_dataset(tmp_path)
+
+
 def test_safetensors(tmp_path):
     save_file({"train": BINARY, "test": BINARY[:5]}, tmp_path / "x.safetensors")
     assert sizes(load_dataset(tmp_path / "x.safetensors")) == [27, 3, 5]

@@ -78,6 +78,23 @@ def test_sixteen_bits_big_endian(tmp_path):
     assert np.array_equal(read(tmp_path / "x.tif"), DEEP)
 
 
+def tiff(x: np.ndarray, photometric: int) -> bytes:
+    """An uncompressed little-endian TIFF that says what 0 means, which Pillow does not write."""
+    content = x.tobytes()
+    bits, height, width = 8 * x.dtype.itemsize, *x.shape
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8), (278, height)]
+    directory = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in [*tags, (279, len(content))])
+    offset = struct.pack("<I", 8 + len(content))
+    return b"II*\0" + offset + content + struct.pack("<H", len(tags) + 1) + directory + b"\0" * 4
+
+
+@pytest.mark.parametrize("x", [GREY, DEEP], ids=["8 bits", "16 bits"])
+def test_tiff_where_zero_is_white(tmp_path, x):
+    for photometric, shown in ((1, x), (0, np.iinfo(x.dtype).max - x)):
+        (tmp_path / "x.tif").write_bytes(tiff(x, photometric))
+        assert np.array_equal(read(tmp_path / "x.tif"), shown)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".pbm", ".tif", ".bmp"])
 def test_one_bit(tmp_path, suffix):
     x = GREY > 100

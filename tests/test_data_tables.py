@@ -119,6 +119,11 @@ def test_labels_without_a_name_are_wondered_about(tmp_path):
         values(tmp_path, "".join(",".join(map(str, row)) + "\n" for row in rows))
 
 
+def test_many_columns(tmp_path):
+    names = ",".join(f"gene {i}" for i in range(20_000)) + "\n"  # a line longer than a field of csv may be
+    assert values(tmp_path, names + ("1,0," * 9_999 + "1,0\n") * 2) == [[1, 0] * 10_000] * 2
+
+
 def test_a_column_of_splits(tmp_path):
     (tmp_path / "x.csv").write_text("a,b,split\n" + "0,1,train\n" * 3 + "1,1,val\n" * 2 + "1,0,test\n")
     with pytest.warns(DataNotice, match="'split' says which split"):

@@ -80,7 +80,9 @@ def _the_one(path: Path, arrays: dict[str, NDArray], objects: list[str]) -> str:
     for found in (by_name, by_shape):
         if len(found) == 1:
             return found[0]
-    raise DataError(f"{path} holds {', '.join(map(repr, (*arrays, *objects))) or 'nothing'}; {_EXPECTED}")
+    names = [repr(name) for name in (*arrays, *objects)]
+    stack = ". If each is one example, save them as one array (numpy.stack)" if len(names) > 3 else ""
+    raise DataError(f"{path} holds {listed(names) or 'nothing'}; {_EXPECTED}{stack}")
 
 
 def _flat(path: Path, x: NDArray, shape: tuple[int, int] | None) -> tuple[NDArray, tuple[int, int] | None]:

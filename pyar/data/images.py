@@ -22,6 +22,7 @@ IMAGE_SUFFIXES = (
     *(".pgm", ".pbm", ".ppm", ".pnm", ".webp", ".jp2", ".avif", ".tga", ".pcx"),
 )
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
+_PHOTOMETRIC = 262  # TIFF's tag for what 0 means: 0 is white, 1 is black
 BACKGROUNDS = {"white": 255, "black": 0}
 
 
@@ -59,8 +60,10 @@ def read_image(path: Path, options: ImageOptions) -> NDArray:
                     f"{path} has 16 bits a channel with colour or transparency; save it as grey without transparency, "
                     "or with 8 bits"
                 )
+            # Pillow turns such TIFFs of 8 bits to white = 255 itself, those of 16 it does not.
+            white_is_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
             upright = ImageOps.exif_transpose(image)
-            return _grey_values(upright, image.format, path, options)
+            return _grey_values(upright, image.format, white_is_zero, path, options)
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -69,13 +72,15 @@ def read_image(path: Path, options: ImageOptions) -> NDArray:
         raise DataError(f"{path} cannot be read as an image: {error}") from error
 
 
-def _grey_values(image: Image.Image, file_format: str | None, path: Path, options: ImageOptions) -> NDArray:
+def _grey_values(
+    image: Image.Image, file_format: str | None, white_is_zero: bool, path: Path, options: ImageOptions
+) -> NDArray:
     mode = image.mode
     if mode in _SIXTEEN_BITS or (mode == "I" and file_format in ("PNG", "PPM")):  # both have at most 16 bits
         pixels = np.asarray(image).astype(np.uint16)
         if (clear := image.info.get("transparency")) is not None and (pixels == clear).any():
             raise DataError(f"{path} has 16 bits and transparent pixels; lay it on a background first")
-        return pixels
+        return 65535 - pixels if white_is_zero else pixels
     if mode in ("P", "PA", "LA", "La", "RGBA", "RGBa") or (mode in ("1", "L", "RGB") and "transparency" in image.info):
         pixels = np.asarray(image.convert("RGBA"))
         alpha = pixels[..., 3:]

@@ -155,6 +155,10 @@ def load_rows(
     known; images of another are refused, also if they have `dim` pixels.
 
     Raises `DataError` where the values or their number do not fit the model.
+
+    >>> rows = load_rows("digits", dim=64, num_states=17)
+    >>> rows.split, list(rows.x.shape), rows.preparation
+    ('test', [179, 64], '17 grey levels')
     """
     if split is not None and split not in SPLITS:
         raise DataError(f"there is no split {split!r}; the splits are {', '.join(SPLITS)}")

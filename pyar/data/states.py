@@ -92,7 +92,10 @@ def _values(source: Source, choice: Choice) -> States:
     if spins and (wanted == 2 or (wanted is None and top == 1)):
         return States([(x > 0).astype(np.uint8) for x in arrays], 2, "spins −1 and +1 as the states 0 and 1")
     if low < 0:
-        raise DataError(f"{where}: states should be 0 … 255, but the values are {low} … {top}; number them from 0")
+        raise DataError(
+            f"{where}: states should be 0 … 255, but the values are {low} … {top}; number them from 0 (and fill in "
+            "what is missing, if negative numbers stand for that)"
+        )
     binary_already = top <= 1 and choice.white is None and (choice.binarize is not None or choice.levels is None)
     fits = choice.binarize is None and choice.white is None and wanted is not None and top < min(wanted, 256)
     if binary_already or fits:

@@ -52,51 +52,54 @@ class Table:
 def read_table(path: Path, dim: int | None = None) -> Table:
     """A table's columns. `dim`: of the model that is there already; it decides which columns are dimensions."""
     frame, named = (_read_parquet(path), True) if path.suffix.lower() in PARQUET_SUFFIXES else _read_text(path)
-    columns = {position: str(name) for position, name in enumerate(frame.columns)}
-    labels, splits, dropped = None, None, []
-    coordinates = named and "x" in (str(name).strip().lower() for name in frame.columns)  # then y is no label
-    if dim is None or len(columns) != dim:
-        for position, name in list(columns.items()):
-            lower, column = name.strip().lower(), frame.iloc[:, position]
-            if named and lower in _LABEL_COLUMNS and not (lower == "y" and coordinates):
-                if labels is not None:
-                    raise DataError(
-                        f"{path} has several columns of labels; leave one, or rename those that are dimensions"
-                    )
-                if column.isna().any():
-                    raise DataError(f"{path}: {int(column.isna().sum()):,} labels in the column {name!r} are missing")
-                labels = column.to_numpy(dtype=getattr(column.dtype, "numpy_dtype", None))
-                notice(f"{path}: the column {name!r} is taken for labels, not for a dimension (else rename it)")
-            elif named and lower in _SPLIT_COLUMNS:
-                splits = _splits(path, name, column)
-                notice(f"{path}: the column {name!r} says which split a row belongs to")
-            elif len(columns) > 1 and _numbers_rows(column, lower if named else "", position):
-                dropped.append(f"the column {name!r}" if named and name else "the first column")
-            else:
-                continue
-            del columns[position]
-        if dropped:
-            notice(f"{path}: {listed(dropped)} numbers the rows and is no dimension")
-    if not columns:
+    names = [str(name) for name in frame.columns]
+    labels, splits, others = None, None, set()
+    if dim is None or len(names) != dim:
+        lower = [name.strip().lower() if named else "" for name in names]
+        # Beside an x, y is a coordinate.
+        label_at = [i for i, name in enumerate(lower) if name in _LABEL_COLUMNS and not (name == "y" and "x" in lower)]
+        split_at = [i for i, name in enumerate(lower) if name in _SPLIT_COLUMNS]
+        number_at = [
+            i
+            for i, name in enumerate(lower)
+            if name in _NUMBER_COLUMNS and (name or i == 0) and len(names) > 1 and _numbers_rows(frame.iloc[:, i], name)
+        ]
+        if len(label_at) > 1 or len(split_at) > 1:
+            several = ", ".join(repr(names[i]) for i in (label_at if len(label_at) > 1 else split_at))
+            raise DataError(f"{path} has several columns of labels or splits ({several}); leave one, or rename them")
+        for i in label_at:
+            labels = _labels(path, names[i], frame.iloc[:, i])
+        for i in split_at:
+            splits = _splits(path, names[i], frame.iloc[:, i])
+        for i in number_at:
+            title = f"the column {names[i]!r}" if named and names[i] else "the first column"
+            notice(f"{path}: {title} numbers the rows and is no dimension")
+        others = {*label_at, *split_at, *number_at}
+    positions = [i for i in range(len(names)) if i not in others]
+    if not positions:
         raise DataError(f"{path} has no columns of values")
-    values = _values(path, frame, columns, named)
+    titles = [f"column {names[i]!r}" if named else f"column {i}" for i in positions]
+    values = _values(path, frame.iloc[:, positions] if others else frame, titles)
     if not named and dim is None:
         _wonder_about_labels(path, values.shape[1])
     return Table(values, labels, splits)
 
 
-def _numbers_rows(column: pd.Series, name: str, position: int) -> bool:
-    """Whether a column is the row's number or name and no value."""
-    if name not in _NUMBER_COLUMNS:
-        return False
+def _numbers_rows(column: pd.Series, name: str) -> bool:
+    """Whether a column of this name, or a first one without a name, is the row's number or name and no value."""
     if name:
         return bool(column.is_unique)
-    if position != 0:
-        return False
     if column.dtype.kind not in "iu":
         return column.dtype.kind != "f" and column.is_unique  # names of rows, as R writes them
     first = int(column.iloc[0]) if len(column) else 0
     return first in (0, 1) and bool((column.to_numpy() == np.arange(first, first + len(column))).all())
+
+
+def _labels(path: Path, name: str, column: pd.Series) -> NDArray:
+    if column.isna().any():
+        raise DataError(f"{path}: {int(column.isna().sum()):,} labels in the column {name!r} are missing")
+    notice(f"{path}: the column {name!r} is taken for labels, not for a dimension (else rename it)")
+    return column.to_numpy(dtype=getattr(column.dtype, "numpy_dtype", None))
 
 
 def _splits(path: Path, name: str, column: pd.Series) -> NDArray:
@@ -106,28 +109,28 @@ def _splits(path: Path, name: str, column: pd.Series) -> NDArray:
             f"{path}: the column {name!r} looks like a split, but holds {listed(list(kinds))}; expected train, valid "
             "and test. Rename it if it is a dimension, or leave it out"
         )
+    notice(f"{path}: the column {name!r} says which split a row belongs to")
     return np.array([kinds[str(value)].split for value in column])
 
 
-def _values(path: Path, frame: pd.DataFrame, columns: dict[int, str], named: bool) -> NDArray:
+def _values(path: Path, frame: pd.DataFrame, titles: list[str]) -> NDArray:
     import pandas as pd
 
-    frame = frame.iloc[:, list(columns)]
-    titles = [f"column {name!r}" if named else f"column {position}" for position, name in columns.items()]
     if len(frame) == 0:
-        return np.zeros((0, len(titles)), dtype=np.uint8)
-    missing = frame.isna().to_numpy()
-    if missing.any():
-        raise DataError(f"{path}: some are NaN (missing): {describe_positions(missing, titles)}")
-    for title, dtype, position in zip(titles, frame.dtypes, range(len(titles)), strict=True):
-        if not (pd.api.types.is_bool_dtype(dtype) or pd.api.types.is_numeric_dtype(dtype)) or dtype == "category":
+        return np.zeros(frame.shape, dtype=np.uint8)
+    types = list(frame.dtypes)
+    if not all(isinstance(dtype, np.dtype) and dtype.kind in "bui" for dtype in set(types)):  # those cannot miss any
+        missing = frame.isna().to_numpy()
+        if missing.any():
+            raise DataError(f"{path}: some are NaN (missing): {describe_positions(missing, titles)}")
+    numeric = {dtype: pd.api.types.is_numeric_dtype(dtype) and dtype != "category" for dtype in set(types)}
+    for position, dtype in enumerate(types):
+        if not numeric[dtype]:
             raise DataError(
-                f"{path}: {title} holds no numbers ({str(frame.iloc[0, position])[:30]!r}, …); number its values "
-                "0 … K − 1, or leave it out"
+                f"{path}: {titles[position]} holds no numbers ({str(frame.iloc[0, position])[:30]!r}, …); number its "
+                "values 0 … K − 1, or leave it out"
             )
-    kinds = {np.dtype(getattr(dtype, "numpy_dtype", dtype)) for dtype in frame.dtypes}
-    if len(kinds) == 1:
-        return frame.to_numpy(dtype=kinds.pop())
+    kinds = {np.dtype(getattr(dtype, "numpy_dtype", dtype)) for dtype in numeric}
     return frame.to_numpy(dtype=np.result_type(*kinds))
 
 
@@ -294,6 +297,8 @@ def _is_number(text: str) -> bool:
 def _fields(line: str, separator: str) -> list[str]:
     if separator == r"\s+":
         return [field.strip('"') for field in re.findall(r'"[^"]*"|\S+', line)]
+    if separator not in line:
+        return [line.strip().strip('"')]
     return [field.strip() for field in next(csv.reader([line], delimiter=separator))]
 
 
