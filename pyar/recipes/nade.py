@@ -15,12 +15,14 @@ def general(size: Size) -> Recipe:
     inputs, outputs = 1 if scalar else size.num_states - 1, 1 if size.num_states == 2 else size.num_states
     # At most some 50 million weights, which training keeps six times.
     hidden_size = max(32, min(500, 50_000_000 // (size.dim * (inputs + outputs))))
+    # Fewer rows are sooner overfitted: 400 of 180 and of 784 bits lose 1.5 and 2.5 nats at 0.1 against 1.
+    weight_decay = max(0.1, min(1.0, 400 / size.rows))
     return Recipe(
         name="nade",
         model="nade",
         data=None,
         model_options={"hidden_size": hidden_size, "input": "scalar" if scalar else "onehot"},
-        training=until_a_plateau(size) | {"learning_rate": 2e-3, "weight_decay": 0.1},
+        training=until_a_plateau(size) | {"learning_rate": 2e-3, "weight_decay": weight_decay},
     )
 
 
