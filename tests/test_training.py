@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -650,6 +651,20 @@ def test_the_command_under_torchrun_trains_one_model(tmp_path):
         assert two[split]["nll_nats"] == pytest.approx(one[split]["nll_nats"], rel=1e-4)
     logged = evaluations(tmp_path / "two")
     assert [record["step"] for record in logged] == [record["step"] for record in evaluations(tmp_path / "one")]
+
+
+def test_two_processes_come_to_the_same_plateaus(tmp_path):
+    """Falls of the rate, the way back to the best weights and the end are every process's alike."""
+    np.save(tmp_path / "x.npy", toy().train.numpy())
+    arguments = ["train", "nade", "--data", str(tmp_path / "x.npy"), "--hidden-size", "8", "--plateau-patience", "2"]
+    arguments += ["--learning-rate", "0.05", "--samples", "0", "--no-progress"]
+    done = torchrun(2, "--no-python", sys.executable, "-m", "pyar", *arguments, "--out", str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    assert main([*arguments, "--out", str(tmp_path / "one")]) == 0
+    one, two = evaluations(tmp_path / "one"), evaluations(tmp_path / "two")
+    assert len({record["learning_rate"] for record in one}) > 1
+    for key in ("step", "learning_rate", "valid_nll"):
+        assert [record[key] for record in two] == pytest.approx([record[key] for record in one], rel=1e-4)
 
 
 def test_digits_train_in_a_moment(tmp_path):
