@@ -9,17 +9,19 @@ if TYPE_CHECKING:
     from pyar.checkpoint import load
     from pyar.models import register_model
     from pyar.models.base import AutoregressiveModel
+    from pyar.models.deep_nade import DeepNADE
     from pyar.models.made import MADE
     from pyar.models.nade import NADE
     from pyar.models.pixel_lstm import PixelLSTM
     from pyar.native import build_info
 
-__all__ = ["MADE", "NADE", "AutoregressiveModel", "PixelLSTM", "build_info", "load", "register_model"]
+__all__ = ["MADE", "NADE", "AutoregressiveModel", "DeepNADE", "PixelLSTM", "build_info", "load", "register_model"]
 __version__ = "0.1.0"
 
 # Imported on first use, so that what needs no torch, such as the command line's help, does not wait for it.
 _HOMES = {
     "AutoregressiveModel": "pyar.models",
+    "DeepNADE": "pyar.models",
     "MADE": "pyar.models",
     "NADE": "pyar.models",
     "PixelLSTM": "pyar.models",

@@ -87,6 +87,23 @@ def log_probs(
     return result
 
 
+@torch.inference_mode()
+def order_log_probs(
+    model: AutoregressiveModel, x: Tensor, num_orders: int, batch_size: int = 500, *, progress: bool = False
+) -> Tensor:
+    """log p_o of every row of x [N, D] under orders 0 … num_orders − 1 of seed 0, float32 [N, num_orders] on the CPU.
+
+    `model` is one with any_order. The log mean exp over the first M columns is log_prob(x, orders=M).
+    """
+    device = next(model.parameters()).device
+    parts = []
+    with tqdm(total=len(x), unit="example", desc="evaluating", disable=not progress, leave=False) as bar:
+        for part in x.split(batch_size):
+            parts.append(model.order_log_probs(part.to(device), num_orders).cpu())
+            bar.update(len(part))
+    return torch.cat(parts) if parts else torch.empty(0, num_orders)
+
+
 def summarise(log_prob: Tensor, dataset: Dataset, split: str) -> Evaluation:
     """An `Evaluation` from the log-probabilities [N] of a split's examples."""
     nll = -log_prob.double()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from torch import Tensor
 import pyar
 from pyar.checkpoint import load_with_extra
 from pyar.cli.common import UserError, data_of_run, note, set_up, set_weight_dtype, user_errors
+from pyar.data import Dataset
 from pyar.data.files import read_numpy
-from pyar.evaluation import check_fits, log_probs, summarise
+from pyar.evaluation import check_fits, log_probs, order_log_probs, summarise
 from pyar.files import atomic_write
 from pyar.models import AutoregressiveModel
 from pyar.plots import save_completions, save_sheet
@@ -39,6 +41,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     with user_errors(ValueError):
         check_fits(model, dataset)
     x = dataset.split(arguments.split)
+    if arguments.orders is not None:
+        return _evaluate_orders(arguments, model, dataset, x)
     log_prob = log_probs(model, x, arguments.batch_size, progress=arguments.progress)
     with user_errors(ValueError):
         result = summarise(log_prob, dataset, arguments.split)
@@ -62,6 +66,41 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if change is not None:
         error = "" if change.standard_error is None else f" ± {change.standard_error:.2g}"
         print(f"weights in {weight_dtype}: NLL {change.nll:+.2g}{error} nats against {own_dtype}")
+    return 0
+
+
+def _evaluate_orders(arguments: argparse.Namespace, model: AutoregressiveModel, dataset: Dataset, x: Tensor) -> int:
+    """Prints the NLL under mixtures of more and more orders, and how far single orders disagree."""
+    if not model.any_order:
+        raise UserError(f"--orders is for models of any order, such as deep-nade; {model.name} has one order")
+    most = max(arguments.orders)
+    each = order_log_probs(model, x, most, arguments.batch_size, progress=arguments.progress).double()
+    mixtures = {M: torch.logsumexp(each[:, :M], dim=1) - math.log(M) for M in arguments.orders}
+    with user_errors(ValueError):
+        results = {M: summarise(mixture, dataset, arguments.split) for M, mixture in mixtures.items()}
+    single = -each.mean(dim=0)
+    if arguments.out is not None:
+        with atomic_write(arguments.out) as file:
+            np.save(file, mixtures[most].float().numpy(), allow_pickle=False)
+    spread = None
+    if most > 1:
+        spread = {
+            "lowest_nll_nats": single.min().item(),
+            "highest_nll_nats": single.max().item(),
+            "standard_deviation_per_example_nats": each.std(dim=1).mean().item(),
+        }
+    if arguments.json:
+        curve = [{"orders": M, **result.to_json()} for M, result in results.items()]
+        print(json.dumps({"model": model.name, "run": arguments.run, "curve": curve, "single_orders": spread}))
+        return 0
+    for M, result in results.items():
+        print(f"{M:>4} order{'s' if M > 1 else ' '}  {result}")
+    if spread is not None:
+        print(
+            f"single orders are different distributions: their NLL is {spread['lowest_nll_nats']:.2f} … "
+            f"{spread['highest_nll_nats']:.2f} nats, and log p of one example differs between orders by "
+            f"{spread['standard_deviation_per_example_nats']:.2f} nats (standard deviation)"
+        )
     return 0
 
 
@@ -170,11 +209,38 @@ def sample(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _observed_mask(model: AutoregressiveModel, fraction: float, shape: tuple[int, int] | None) -> Tensor:
+def _observed_mask(model: AutoregressiveModel, what: float | str, shape: tuple[int, int] | None, seed: int) -> Tensor:
+    """bool [D], what --observed says."""
+    D = model.dim
+    if isinstance(what, float):
+        return _first_part(model, what, shape)
+    if what.endswith(".npy"):
+        (mask,) = read_numpy(Path(what)).values()
+        if mask.size != D or mask.dtype.kind not in "bui" or not np.isin(mask, (0, 1)).all():
+            raise UserError(f"--observed {what}: expected {D} times true or false, but it is {mask.dtype} {mask.shape}")
+        return torch.from_numpy(mask.reshape(D).astype(bool))
+    if what.startswith("random:"):
+        u = torch.rand(D, generator=torch.Generator().manual_seed(seed % 2**63))
+        return torch.zeros(D, dtype=torch.bool).index_fill_(0, u.argsort()[: round(float(what[7:]) * D)], True)
+    if shape is None:
+        raise UserError(f"--observed {what} is a part of an image, but the data are none")
+    height, width = shape
+    row, column = torch.arange(height)[:, None], torch.arange(width)
+    return {
+        "top": (row < height / 2).expand(shape),
+        "bottom": (row >= height / 2).expand(shape),
+        "left": (column < width / 2).expand(shape),
+        "right": (column >= width / 2).expand(shape),
+        "center": (abs(2 * row + 1 - height) < height / 2) & (abs(2 * column + 1 - width) < width / 2),
+    }[what].flatten()
+
+
+def _first_part(model: AutoregressiveModel, fraction: float, shape: tuple[int, int] | None) -> Tensor:
     """bool [D]: the first `fraction` of the model's order; whole rows of images in their own order."""
-    order = torch.arange(model.dim) if model.order is None else model.order.cpu()
+    own = model.order is None or model.any_order
+    order = torch.arange(model.dim) if own else model.order.cpu()
     number = round(fraction * model.dim)
-    if shape is not None and model.order is None:
+    if shape is not None and own:
         number = round(fraction * shape[0]) * shape[1]
     observed = torch.zeros(model.dim, dtype=torch.bool)
     observed[order[:number]] = True
@@ -206,7 +272,7 @@ def complete(arguments: argparse.Namespace) -> int:
         x = x[arguments.first : arguments.first + arguments.num_examples]
     if len(x) == 0:
         raise UserError(f"{source} has no example number {arguments.first or 0}")
-    observed = _observed_mask(model, arguments.observed, shape)
+    observed = _observed_mask(model, arguments.observed, shape, arguments.seed)
     with user_errors(ValueError, RuntimeError):
         completions = model.complete(
             x.to(device),

@@ -17,6 +17,8 @@ from typing import NoReturn
 from pyar.models import model_class, model_names
 from pyar.recipes import recipes
 
+OBSERVED_REGIONS = ("left", "right", "top", "bottom", "center")
+
 _EXAMPLES = """\
 examples:
   pyar train nade                                 train on scikit-learn's 8×8 digits, a minute
@@ -293,6 +295,13 @@ def _add_evaluate(commands) -> None:
         "--batch-size", type=_POSITIVE_COUNT, default=500, metavar="B", help="examples at a time [%(default)s]"
     )
     parser.add_argument(
+        "--orders",
+        type=_orders,
+        metavar="M,…",
+        help="deep-nade: the NLL under mixtures of so many orders, such as 1,2,4,8, and how far single orders disagree "
+        "[the base order alone]",
+    )
+    parser.add_argument(
         "--out", metavar="FILE.npy", help="write log p of every example, for instance as anomaly scores"
     )
     _add_weight_dtype(parser, "round the recurrent weights, and say what that does to the NLL [the run's own]")
@@ -336,17 +345,48 @@ def _add_sample(commands) -> None:
     _add_common(parser)
 
 
+def _observed(text: str) -> float | str:
+    """A part of the dimensions, or the name of a region or of a file."""
+    if text in OBSERVED_REGIONS or text.endswith(".npy"):
+        return text
+    part = text.removeprefix("random:")
+    try:
+        fraction = float(part)
+    except ValueError:
+        fraction = math.nan
+    if not 0 <= fraction <= 1:
+        raise argparse.ArgumentTypeError(
+            f"expected a number from 0 to 1, random:F with such a number, {', '.join(OBSERVED_REGIONS)} "
+            f"or a .npy file, got {text!r}"
+        )
+    return fraction if part == text else text
+
+
+def _orders(text: str) -> list[int]:
+    """Numbers of orders such as 1,2,4."""
+    numbers = text.split(",")
+    if not all(number.isdecimal() and int(number) > 0 for number in numbers):
+        raise argparse.ArgumentTypeError(f"expected numbers of orders such as 1,2,4, got {text!r}")
+    return sorted({int(number) for number in numbers})
+
+
 def _add_complete(commands) -> None:
     parser = commands.add_parser(
         "complete",
         help="complete partly seen images",
-        description="Takes examples of which the first part (in the model's order; for images the top) is observed and "
-        "draws the rest from its exact conditional distribution. The picture has one row per example: the original, "
-        "what was observed of it, the completions.",
+        description="Takes examples of which a part is observed (by default the first half in the model's order, for "
+        "images the top) and draws the rest from its exact conditional distribution. The picture has one row per "
+        "example: the original, what was observed of it, the completions.",
     )
     parser.add_argument("run", metavar="RUN", help="a run folder or a .safetensors file")
     parser.add_argument(
-        "--observed", type=_number(float, 0, 1), default=0.5, metavar="F", help="observed part [%(default)s]"
+        "--observed",
+        type=_observed,
+        default=0.5,
+        metavar="WHAT",
+        help="what is observed: a part F from 0 to 1 that comes first; left, right, top, bottom or center of an "
+        "image; random:F, dimensions drawn by the seed; MASK.npy, true for observed dimensions. A model of a fixed "
+        "order takes what comes first in it, deep-nade everything [%(default)s]",
     )
     parser.add_argument(
         "-n", "--num-examples", type=_POSITIVE_COUNT, default=8, metavar="N", help="examples [%(default)s]"

@@ -46,6 +46,9 @@ class AutoregressiveModel(nn.Module, abc.ABC):
     #: What the command line and the checkpoints call this family.
     name: ClassVar[str]
 
+    #: Whether `complete` takes every mask, and log_prob any sets of dimensions and orders.
+    any_order: ClassVar[bool] = False
+
     order: Tensor | None
 
     def __init__(self, dim: int, num_states: int, order: Sequence[int] | None = None) -> None:
@@ -438,7 +441,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             raise ValueError(
                 "the observed dimensions must come first in the model's order, so that completion is exact: dimension "
                 f"{int(order[later])} (step {later}) is observed, but dimension {int(order[first_gap])} "
-                f"(step {first_gap}) before it is not"
+                f"(step {first_gap}) before it is not. pyar.DeepNADE completes from any dimensions"
             )
         kept = x[:, order[:num_observed].to(x.device)]
         given = check_states("x's observed part", kept, num_observed, self.num_states, self._device())
