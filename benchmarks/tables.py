@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,21 @@ def run_tables(jobs: list[str], options: argparse.Namespace) -> int:
     failures = 0
     for name in jobs:
         start = time.perf_counter()
-        document = {"job": name, "environment": environment}
-        if name == "sweep":
-            document |= run_sweep(machine, options)
-        else:
-            cases = [(case, modules) for case, modules in JOBS[name].cases(options.device)]
-            document |= run_cases(cases, machine, options)
-        document["wall_seconds"] = significant(time.perf_counter() - start)
-        failures += count_failures(document)
         options.out.mkdir(parents=True, exist_ok=True)
         path = options.out / f"{name}.json"
-        write_text(path, json.dumps(document, indent=1) + "\n")
+        document = {"job": name, "environment": environment}
+
+        def store(measured: dict[str, Any], document=document, path=path, start=start) -> None:
+            document |= measured
+            document["wall_seconds"] = significant(time.perf_counter() - start)
+            write_text(path, json.dumps(document, indent=1) + "\n")
+
+        if name == "sweep":
+            store(run_sweep(machine, options))
+        else:
+            cases = [(case, modules) for case, modules in JOBS[name].cases(options.device)]
+            run_cases(cases, machine, options, store)
+        failures += count_failures(document)
         print(f"\n{name}: {document['wall_seconds']:.0f} s; written to {path}")
         if options.compare:
             print_comparison(document, read_earlier(options.compare, name))
@@ -52,8 +57,13 @@ def run_tables(jobs: list[str], options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def run_cases(cases: list[tuple[Case, list[str]]], machine: Machine, options: argparse.Namespace) -> dict[str, Any]:
-    """The records of all cases, and what their data is."""
+def run_cases(
+    cases: list[tuple[Case, list[str]]],
+    machine: Machine,
+    options: argparse.Namespace,
+    store: Callable[[dict[str, Any]], None],
+) -> None:
+    """Measures all cases, and stores their records and what their data is after each: a run may be ended early."""
     cases = [(case, choose(modules, options.peers)) for case, modules in cases if options.only in case.describe()]
     modules = list(dict.fromkeys(module for _, chosen in cases for module in chosen))
     data = {case.data: describe_data(case.data, options.data_dir) for case, _ in cases}
@@ -65,8 +75,9 @@ def run_cases(cases: list[tuple[Case, list[str]]], machine: Machine, options: ar
             record = runner.run(case, chosen)
             records.append(record)
             print_record(case, record)
+            store({"machine": machine.to_json(), "data": data, "records": records})
         machine = runner.measure_machine_again()
-    return {"machine": machine.to_json(), "data": data, "records": records}
+        store({"machine": machine.to_json(), "data": data, "records": records})
 
 
 def count_failures(document: dict[str, Any]) -> int:

@@ -6,6 +6,7 @@ Every test here needs a GPU and is skipped without one; test_cuda_emulated.py ru
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import subprocess
 import sys
@@ -310,37 +311,14 @@ def test_the_tensors_device_is_used_and_the_current_one_kept():
     assert_same([part.cuda(0) for part in drawn], expected)
 
 
-SMALL_CASES = """
-import sys, torch
-sys.path.insert(0, sys.argv[1])
-from oracle import nade_parameters, random_states
-from pyar.ops.lstm import lstm_sample, round_weights
-from pyar.ops.nade import nade_log_prob, nade_mean_nll, nade_sample
-seed = torch.tensor(1, device="cuda")
-for D, K, H in ((20, 2, 9), (18, 5, 130), (3, 40, 600)):
-    p = nade_parameters(D, K, H).map(lambda t: t.cuda()).leaves()
-    x, _ = nade_sample(*p[:4], seed=seed, num_samples=19)
-    nade_log_prob(x, *p[:4])
-    nade_mean_nll(x, *p[:4]).backward()
-p = nade_parameters(20, 3, 40, mlp_sizes=(70, 9)).map(lambda t: t.cuda()).leaves()
-x, _ = nade_sample(*p, seed=seed, num_samples=19)
-nade_mean_nll(x, *p).backward()
-for H, layers in ((9, 1), (256, 1), (100, 2)):
-    lstm = torch.nn.LSTM(3, H, layers).cuda()
-    head = torch.nn.Linear(H, 3).cuda()
-    weights = [w.detach() for w in lstm._flat_weights]
-    for dtype in (torch.float32, torch.bfloat16):
-        head_weight, head_bias = head.weight.detach(), head.bias.detach()
-        lstm_sample(weights, head_weight, head_bias, seed=seed, num_samples=9, num_dims=4, weight_dtype=dtype)
-torch.cuda.synchronize()
-"""
-
-
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
 def test_compute_sanitizer(tool, request):
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         pytest.skip("compute-sanitizer is not installed")
-    command = [sanitizer, "--tool", tool, "--error-exitcode", "99", sys.executable, "-c", SMALL_CASES]
-    result = subprocess.run([*command, str(request.path.parent)], capture_output=True, text=True)
+    command = [sanitizer, "--tool", tool, "--error-exitcode", "99", sys.executable]
+    command += [str(request.path.with_name("small_cases.py")), "cuda"]
+    root = request.config.rootpath
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

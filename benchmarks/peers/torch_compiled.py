@@ -1,13 +1,17 @@
 """torch.compile: of the B×D×H form where the vector is given, of a few steps of the loop where it is drawn.
 
 The compiler would unroll the whole loop of 784 steps, which takes it many minutes; a few steps at a time share the cost
-of a call, more gain nothing.
+of a call, more gain nothing. On a GPU the compiler may try all it knows (max-autotune), CUDA graphs included: these
+keep a result only until their next call, so it is copied.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from benchmarks.cases import Case, Inputs
 from benchmarks.peers import NotApplicable, Work, torch_vectorised
@@ -17,11 +21,22 @@ NAME = "torch.compile"
 STEPS = 4
 
 
+def compiled(function: Callable, case: Case) -> Callable:
+    if case.device == "cpu":
+        return torch.compile(function, fullgraph=True, dynamic=False)
+    fast = torch.compile(function, fullgraph=True, dynamic=False, mode="max-autotune")
+
+    def call(*arguments):
+        torch.compiler.cudagraph_mark_step_begin()
+        return pytree.tree_map_only(Tensor, Tensor.clone, fast(*arguments))
+
+    return call
+
+
 def prepare(case: Case, inputs: Inputs, threads: int) -> Work:
     setup(case, threads)
     if case.model == "nade" and case.task != "sample":
-        compiled = torch.compile(torch_vectorised.nade_log_prob, fullgraph=True, dynamic=False)
-        return torch_vectorised.prepare(case, inputs, threads, compiled)
+        return torch_vectorised.prepare(case, inputs, threads, compiled(torch_vectorised.nade_log_prob, case))
     if case.task != "sample":
         raise NotApplicable("nn.LSTM is one call that the compiler passes through: see nn.LSTM")
     _, uniforms, parameters = tensors(case, inputs)
@@ -33,7 +48,6 @@ def nade_sampler(case: Case, uniforms: Tensor, parameters: dict[str, Tensor]):
     W, c, V, b = (parameters[name] for name in ("W", "c", "V", "b"))
     W = with_zero_state(W)
 
-    @torch.compile(fullgraph=True, dynamic=False)
     def advance(a: Tensor, W: Tensor, V: Tensor, b: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         drawn = []
         for W_d, V_d, b_d, u in zip(W, V, b, uniforms, strict=True):
@@ -47,6 +61,7 @@ def nade_sampler(case: Case, uniforms: Tensor, parameters: dict[str, Tensor]):
             drawn.append(state)
         return a, torch.stack(drawn).to(torch.uint8)
 
+    advance = compiled(advance, case)
     steps = list(zip(*(value.split(STEPS) for value in (W, V, b, uniforms)), strict=True))
 
     @torch.inference_mode()
@@ -69,7 +84,6 @@ def lstm_sampler(case: Case, uniforms: Tensor, parameters: dict[str, Tensor]):
     table = torch.cat((below[0] + bias[0], bias[0][None]))
     head, head_bias = parameters["head_weight"].T.contiguous(), parameters["head_bias"]
 
-    @torch.compile(fullgraph=True, dynamic=False)
     def advance(previous: Tensor, h: list[Tensor], cell: list[Tensor], uniforms: Tensor):
         drawn, h, cell = [], list(h), list(cell)
         for u in uniforms:
@@ -82,6 +96,7 @@ def lstm_sampler(case: Case, uniforms: Tensor, parameters: dict[str, Tensor]):
             drawn.append(previous)
         return previous, h, cell, torch.stack(drawn).to(torch.uint8)
 
+    advance = compiled(advance, case)
     steps = uniforms.split(STEPS)
 
     @torch.inference_mode()
