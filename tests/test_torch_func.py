@@ -14,6 +14,7 @@ from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 import pyar
 from pyar.models import AutoregressiveModel
 from pyar.native import has_kernels
+from pyar.reference import nade as reference
 
 B, D = 6, 5
 BUILDERS = {
@@ -263,3 +264,16 @@ def test_gradients_of_groups_are_those_of_each(K: int, mlp_sizes: tuple[int, ...
             for one, two in zip([*actual, *mlp], [*expected, *layers], strict=True):
                 assert torch.equal(one[group], two)
         assert actual[0].shape == (G, *model.W.shape)
+
+
+@pytest.mark.parametrize(
+    ("K", "input", "mlp_sizes"), [(2, "onehot", ()), (5, "onehot", ()), (5, "scalar", ()), (3, "scalar", (7, 20))]
+)
+def test_gradients_of_one_sample_are_the_references(K: int, input: str, mlp_sizes: tuple[int, ...]) -> None:
+    model = randomise(pyar.NADE(21, K, 37, input=input, mlp_sizes=mlp_sizes))
+    parameters = [model.W, model.c, model.V, model.b, *model._mlp_parameters()]
+    exact = [parameter.detach().double().requires_grad_() for parameter in parameters]
+    for x in random_states(4, 21, K)[:, None]:
+        expected = torch.autograd.grad(reference.log_prob(x, *exact[:4], exact[4:]).sum(), exact)
+        for one, two in zip(torch.autograd.grad(model.log_prob(x).sum(), parameters), expected, strict=True):
+            torch.testing.assert_close(one.double(), two, rtol=1e-4, atol=1e-6)

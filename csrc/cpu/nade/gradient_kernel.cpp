@@ -234,9 +234,47 @@ void nade_backward_samples(const NadeBackward& q, int64_t d0, int64_t begin, int
   }
 }
 
+namespace {
+
+// out[j] = scale·x[j] for j < n.
+//   x  [n], padded
+PYAR_INLINE void scale_row(const float* x, float scale, int64_t n, float* out) {
+  const Vector factor = broadcast(scale);
+  int64_t j = 0;
+  for (; j + kWidth <= n; j += kWidth) store(out + j, load(x + j) * factor);
+  if (j < n) store_first(out + j, load(x + j) * factor, static_cast<int>(n - j));
+}
+
+// nade_backward_dimensions for one sample, where there is nothing to sum: most of a per-sample gradient's time.
+void one_sample_dimensions(const NadeBackward& q, int64_t d0, int64_t begin, int64_t end) {
+  const NadeParameters& m = q.model;
+  const float* features = m.num_layers > 0 ? q.features[m.num_layers - 1] : q.hidden;
+  const int64_t states = m.scalar_input ? 1 : m.K - 1;
+  for (int64_t at = begin; at < end; ++at) {
+    const int64_t d = d0 + at;
+    const float* gradients = q.logit_gradients + at * m.P * kSubBatch + (kUnits - 1) * kUnit;  // the sample's unit
+    for (int64_t k = 0; k < m.P; ++k) {
+      scale_row(features + q.run[at] * row_stride(m.F), gradients[k * kSubBatch], m.F, q.grad_V + (d * m.P + k) * m.F);
+      q.grad_b[d * m.P + k] = gradients[k * kSubBatch];
+    }
+    const int state = q.x[d];
+    float* rows = q.grad_W + d * states * m.H;
+    const int64_t hit = state == 0 ? -1 : m.scalar_input ? 0 : state - 1;
+    for (int64_t k = 0; k < states; ++k)
+      if (k != hit) memset(rows + k * m.H, 0, m.H * sizeof(float));
+    if (hit < 0) continue;
+    float scale;
+    input_row(m, d, state, &scale);
+    scale_row(q.suffix + q.run[at] * row_stride(m.H), scale, m.H, rows + hit * m.H);
+  }
+}
+
+}  // namespace
+
 // ∂V_d = Σ_i ∂z_id f_idᵀ, ∂b_d = Σ_i ∂z_id and ∂W[d, k] = Σ_{i: x_id = k} suffix_id for dimensions d0 + [begin, end) of
 // the block.
 void nade_backward_dimensions(const NadeBackward& q, int64_t d0, int64_t begin, int64_t end) {
+  if (q.n == 1) return one_sample_dimensions(q, d0, begin, end);
   const NadeParameters& m = q.model;
   const int64_t H = row_stride(m.H), F = row_stride(m.F), P = m.P;
   const float* features = m.num_layers > 0 ? q.features[m.num_layers - 1] : q.hidden;
