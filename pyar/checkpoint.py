@@ -84,12 +84,13 @@ def _model_path(path: str | os.PathLike[str]) -> Path:
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    content = path.read_bytes()  # safetensors.safe_open takes no path that is not UTF-8
     try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, ValueError, UnicodeDecodeError) as error:
-        if _is_pickle(path):
+        tensors = safetensors.torch.load(content)
+        length = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        if _is_pickle(content):
             raise CheckpointError(
                 f"{path} is a pickle (torch.save), which can run code when loaded; pyar reads only the safetensors "
                 "files that it writes"
@@ -98,14 +99,12 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     return metadata, tensors
 
 
-def _is_pickle(path: Path) -> bool:
+def _is_pickle(content: bytes) -> bool:
     """Whether a file that is no whole safetensors file looks like a pickle, or an archive of torch.save.
 
     A safetensors file begins with the length of its header in 8 bytes, any bytes, and then the header's brace.
     """
-    with path.open("rb") as file:
-        head = file.read(9)
-    return head[8:] != b"{" and (head[:4] == b"PK\x03\x04" or head[:1] == b"\x80")
+    return content[8:9] != b"{" and (content[:4] == b"PK\x03\x04" or content[:1] == b"\x80")
 
 
 def load_with_extra(

@@ -37,6 +37,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno is None:  # NumPy's, which says how many values it wrote, not why
+            raise OSError(f"{path} could not be written whole, is the disk full? ({error})") from error
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):  # a full disk names no file
             error.filename, error.filename2 = str(path), None
         raise

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -120,11 +121,17 @@ def _states_file(path: str, model: AutoregressiveModel, what: str) -> Tensor:
 
 
 def _check_outputs(paths: list[str], allowed: tuple[str, ...]) -> None:
-    for path in paths:
-        if Path(path).suffix not in allowed:
+    """Raises UserError for what could not be written, before it is computed."""
+    for path in map(Path, paths):
+        folder = Path(os.path.abspath(path)).parent
+        if path.suffix not in allowed:
             raise UserError(f"--out {path}: the name should end in {' or '.join(allowed)}")
-        if not Path(path).resolve().parent.is_dir():
-            raise UserError(f"--out {path}: there is no folder {Path(path).parent}")
+        if not folder.is_dir():
+            raise UserError(f"--out {path}: there is no folder {path.parent}")
+        if path.is_dir():
+            raise UserError(f"--out {path}: is a folder")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"--out {path}: the folder {path.parent} may not be written to")
 
 
 def _image_shape(extra: dict[str, Any]) -> tuple[int, int] | None:

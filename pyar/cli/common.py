@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import re
 import sys
 import warnings
@@ -15,16 +16,14 @@ from typing import Any
 import torch
 
 from pyar.checkpoint import CheckpointError
+from pyar.cli.errors import UserError
 from pyar.data import DataError, DataNotice, Dataset, load_dataset
 from pyar.models import AutoregressiveModel
 from pyar.training import TrainingError
+from pyar.training.parallel import LaunchError
 
 CONFIG_FILE = "config.json"
 DATA_CHOICES = ("levels", "binarize", "white", "image_shape", "grey", "background")
-
-
-class UserError(Exception):
-    """Something the user can put right; the message says what."""
 
 
 @contextlib.contextmanager
@@ -32,12 +31,14 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Turns the package's errors, and those of `kinds`, into `UserError`."""
     try:
         yield
-    except (DataError, CheckpointError, TrainingError, *kinds) as error:
+    except (DataError, CheckpointError, TrainingError, LaunchError, *kinds) as error:
         raise UserError(str(error)) from error
 
 
 def set_up(arguments: argparse.Namespace) -> torch.device:
     """Sets the number of threads and returns the device."""
+    if os.environ.get("WORLD_SIZE", "").strip() not in ("", "1") and not os.environ.get("RANK", "").strip():
+        note("WORLD_SIZE is set, but RANK is not: this is one process alone (torchrun sets both)")
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     name = arguments.device
@@ -107,7 +108,7 @@ def _stored_data_dir(run: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        stored = json.loads(path.read_text()).get("data_dir")
+        stored = json.loads(path.read_text(encoding="utf-8")).get("data_dir")
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     return stored if stored and Path(stored).is_dir() else None

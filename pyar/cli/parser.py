@@ -9,6 +9,7 @@ import argparse
 import difflib
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,6 +59,16 @@ samples.npz holds x (uint8 [N, D]), log_prob (float32 [N], nats), seed and first
 the same, whatever the batch, the threads or the number of processes. Under torchrun process r of R writes
 samples.rank-r-of-R.npz; x and log_prob of the parts, put together in order of r, are those of one process's file.
 """
+
+
+def path(text: str) -> str:
+    """A path whose "~" is the home directory; the shell leaves it in --out=~/runs and in quotes."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, but it is empty")
+    expanded = os.path.expanduser(text)
+    if re.match(r"~(/|$)", expanded):
+        raise argparse.ArgumentTypeError(f"there is no home directory for {text}; give the whole path")
+    return expanded
 
 
 def duration(text: str) -> float:
@@ -110,9 +121,9 @@ def _number(kind: type, low: float, high: float = math.inf, *, above: bool = Fal
     return parse
 
 
-_COUNT = _number(int, 0)
+_COUNT = _number(int, 0, 2**63 - 1)
 _integer = _number(int, -(2**63))
-_POSITIVE_COUNT = _number(int, 1)
+_POSITIVE_COUNT = _number(int, 1, 2**63 - 1)
 _POSITIVE = _number(float, 0, above=True)
 _NOT_NEGATIVE = _number(float, 0)
 _SEED = _number(int, 0, 2**64 - 1)
@@ -166,15 +177,18 @@ def _add_data(parser: argparse.ArgumentParser, default: str | None, default_text
     group = parser.add_argument_group("data")
     group.add_argument(
         "--data",
+        type=path,
         default=default,
         metavar="NAME|PATH",
         help="digits, mnist, fashion-mnist, binarized-mnist, a file (.npy, .npz, .safetensors, .csv, .tsv, .parquet) "
         f"or a folder of images, arrays or IDX files [{default_text}]",
     )
     group.add_argument(
-        "--data-dir", metavar="DIR", help="where to look for data first [the environment variable PYAR_DATA]"
+        "--data-dir", type=path, metavar="DIR", help="where to look for data first [the environment variable PYAR_DATA]"
     )
-    group.add_argument("--cache-dir", metavar="DIR", help="where downloads are kept [the user's cache folder]")
+    group.add_argument(
+        "--cache-dir", type=path, metavar="DIR", help="where downloads are kept [the user's cache folder]"
+    )
     group.add_argument(
         "--levels",
         type=_number(int, 2, 256),
@@ -215,8 +229,10 @@ def _add_train(commands, model: str | None) -> None:
         metavar="MODEL",
         help=f"{', '.join(model_names())}; not needed with --resume. Its options: `pyar train MODEL --help`",
     )
-    parser.add_argument("--out", metavar="DIR", help="the run folder [a new runs/MODEL-DATA]")
-    parser.add_argument("--resume", metavar="DIR", help="go on with the run in this folder; the budget may be changed")
+    parser.add_argument("--out", type=path, metavar="DIR", help="the run folder [a new runs/MODEL-DATA]")
+    parser.add_argument(
+        "--resume", type=path, metavar="DIR", help="go on with the run in this folder; the budget may be changed"
+    )
     _add_data(parser, None, "digits")
     group = parser.add_argument_group("budget (defaults by model and data set)")
     group.add_argument("--epochs", type=_POSITIVE, metavar="N", help="passes over the train split")
@@ -289,7 +305,7 @@ def _add_evaluate(commands) -> None:
         description="The exact mean negative log-likelihood of a split, with its standard error, in nats and bits per "
         "dimension.",
     )
-    parser.add_argument("run", metavar="RUN", help="a run folder or a .safetensors file")
+    parser.add_argument("run", type=path, metavar="RUN", help="a run folder or a .safetensors file")
     parser.add_argument("--split", choices=("train", "valid", "test"), default="test", help="of the data [%(default)s]")
     parser.add_argument(
         "--batch-size", type=_POSITIVE_COUNT, default=500, metavar="B", help="examples at a time [%(default)s]"
@@ -302,7 +318,7 @@ def _add_evaluate(commands) -> None:
         "[the base order alone]",
     )
     parser.add_argument(
-        "--out", metavar="FILE.npy", help="write log p of every example, for instance as anomaly scores"
+        "--out", type=path, metavar="FILE.npy", help="write log p of every example, for instance as anomaly scores"
     )
     _add_weight_dtype(parser, "round the recurrent weights, and say what that does to the NLL [the run's own]")
     _add_data(parser, None, "what the model was trained on")
@@ -317,12 +333,13 @@ def _add_sample(commands) -> None:
         epilog=_SAMPLE_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", metavar="RUN", help="a run folder or a .safetensors file")
+    parser.add_argument("run", type=path, metavar="RUN", help="a run folder or a .safetensors file")
     parser.add_argument(
         "-n", "--num-samples", type=_POSITIVE_COUNT, metavar="N", help="samples [100; with --given: its number of rows]"
     )
     parser.add_argument(
         "--out",
+        type=path,
         action="append",
         metavar="FILE",
         help=".npz, .npy (x alone; log-probabilities beside it) or .png (a grid); may be repeated [samples.png]",
@@ -336,7 +353,10 @@ def _add_sample(commands) -> None:
     )
     _add_weight_dtype(parser, "round the recurrent weights; see pyar evaluate --help [the run's own]")
     parser.add_argument(
-        "--given", metavar="FILE", help=".npy, or .npz with one array: states of the first G steps, [G] or [N, G]"
+        "--given",
+        type=path,
+        metavar="FILE",
+        help=".npy, or .npz with one array: states of the first G steps, [G] or [N, G]",
     )
     parser.add_argument(
         "--chunk-size", type=_POSITIVE_COUNT, default=10_000, metavar="B", help="samples at a time [%(default)s]"
@@ -378,7 +398,7 @@ def _add_complete(commands) -> None:
         "images the top) and draws the rest from its exact conditional distribution. The picture has one row per "
         "example: the original, what was observed of it, the completions.",
     )
-    parser.add_argument("run", metavar="RUN", help="a run folder or a .safetensors file")
+    parser.add_argument("run", type=path, metavar="RUN", help="a run folder or a .safetensors file")
     parser.add_argument(
         "--observed",
         type=_observed,
@@ -399,10 +419,10 @@ def _add_complete(commands) -> None:
     )
     parser.add_argument("--split", choices=("train", "valid", "test"), default="test", help="of the data [%(default)s]")
     parser.add_argument(
-        "--examples", metavar="FILE", help=".npy, or .npz with one array: states [N, D], instead of a split"
+        "--examples", type=path, metavar="FILE", help=".npy, or .npz with one array: states [N, D], instead of a split"
     )
     parser.add_argument(
-        "--out", action="append", metavar="FILE", help=".png or .npz; may be repeated [completions.png]"
+        "--out", type=path, action="append", metavar="FILE", help=".png or .npz; may be repeated [completions.png]"
     )
     parser.add_argument("--seed", type=_SEED, default=0, metavar="S", help="of the samples [%(default)s]")
     parser.add_argument(
@@ -419,7 +439,7 @@ def _add_info(commands) -> None:
         help="what is built and in use; what a run folder holds",
         description="Says what the native extension was built for and what is in use; with RUN, what that model is.",
     )
-    parser.add_argument("run", metavar="RUN", nargs="?", help="a run folder or a .safetensors file")
+    parser.add_argument("run", type=path, metavar="RUN", nargs="?", help="a run folder or a .safetensors file")
     _add_common(parser, device=False)
 
 
@@ -444,11 +464,13 @@ def _add_reproduce(commands) -> None:
     parser.add_argument(
         "recipe", choices=sorted(recipes()), metavar="NAME", help="one of those that `pyar recipes` lists"
     )
-    parser.add_argument("--out", metavar="DIR", help="the run folder [a new runs/NAME]")
+    parser.add_argument("--out", type=path, metavar="DIR", help="the run folder [a new runs/NAME]")
     parser.add_argument(
-        "--data-dir", metavar="DIR", help="where to look for data first [the environment variable PYAR_DATA]"
+        "--data-dir", type=path, metavar="DIR", help="where to look for data first [the environment variable PYAR_DATA]"
     )
-    parser.add_argument("--cache-dir", metavar="DIR", help="where downloads are kept [the user's cache folder]")
+    parser.add_argument(
+        "--cache-dir", type=path, metavar="DIR", help="where downloads are kept [the user's cache folder]"
+    )
     _add_common(parser)
 
 
@@ -462,14 +484,14 @@ def named_model(arguments: Sequence[str]) -> str | None:
     for place, argument in enumerate(arguments):
         flag, _, value = argument.partition("=")
         if flag == "--resume" and (value or arguments[place + 1 :]):
-            return _model_of_run(Path(value or arguments[place + 1]))
+            return _model_of_run(Path(os.path.expanduser(value or arguments[place + 1])))
     return None
 
 
 def _model_of_run(folder: Path) -> str | None:
     """The model of a run folder; None where that cannot be told, which resuming it will explain."""
     try:
-        name = json.loads((folder / "config.json").read_text())["model"]
+        name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return name if name in model_names() else None

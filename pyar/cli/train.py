@@ -61,7 +61,6 @@ def _new_settings(arguments: argparse.Namespace, dataset: Dataset | None = None)
     if arguments.model is None:
         raise UserError(f"say which model to train, such as `pyar train nade`; there are {', '.join(model_names())}")
     spec = {"data": _lasting_name(arguments.data or "digits"), **data_choices(arguments)}
-    data_dir = arguments.data_dir or os.environ.get("PYAR_DATA")
     size = None if dataset is None else Size(len(dataset.train), dataset.dim, dataset.num_states)
     recipe = getattr(arguments, "recipe", None)  # told by `pyar reproduce`
     if recipe is None:
@@ -79,7 +78,7 @@ def _new_settings(arguments: argparse.Namespace, dataset: Dataset | None = None)
         "model_options": model_options,
         "order": getattr(arguments, "order", None) or "raster",
         "data_spec": spec,
-        "data_dir": str(Path(data_dir).resolve()) if data_dir else None,
+        "data_dir": _lasting_data_dir(arguments),
         "training": config.to_json(),
     }
 
@@ -94,6 +93,14 @@ def _lasting_name(data: str) -> str:
     return str(Path(data).resolve()) if data not in DATASET_NAMES and Path(data).exists() else data
 
 
+def _lasting_data_dir(arguments: argparse.Namespace) -> str | None:
+    """--data-dir, or else the folder of PYAR_DATA, made absolute. If that is no folder, loading says so by its name."""
+    if arguments.data_dir is not None:
+        return str(Path(arguments.data_dir).resolve())
+    folder = os.path.expanduser(os.environ.get("PYAR_DATA", ""))
+    return str(Path(folder).resolve()) if folder and Path(folder).is_dir() else None
+
+
 def _resumed_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings of an earlier run with its budget changed as the user said."""
     folder = Path(arguments.resume)
@@ -103,7 +110,7 @@ def _resumed_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     if missing:
         raise UserError(f"{folder} is not a run that can be resumed: it has no {' and no '.join(missing)}")
     try:
-        settings = json.loads((folder / CONFIG_FILE).read_text())
+        settings = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         config = TrainingConfig.from_json(settings["training"])
         stored = (settings["model"], settings["data_spec"], settings["model_options"], settings["order"])
     except KeyError as error:

@@ -18,7 +18,7 @@ class RunLog:
     def clear(self) -> None:
         """An empty file, for a run that begins."""
         if self.is_main:
-            self.path.write_text("")
+            self._put("w", "")
 
     def write(self, event: str, **facts: Any) -> None:
         """Appends a record."""
@@ -26,8 +26,15 @@ class RunLog:
         if event == "evaluation":
             self.evaluations.append(record)
         if self.is_main:
-            with self.path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            self._put("a", json.dumps(record) + "\n")
+
+    def _put(self, mode: str, text: str) -> None:
+        try:
+            with self.path.open(mode, encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            error.filename = str(self.path)  # a full disk names no file
+            raise
 
     def size(self) -> int:
         """Bytes written so far."""

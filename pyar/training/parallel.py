@@ -50,19 +50,26 @@ class Group:
         return box[0]
 
 
+class LaunchError(ValueError):
+    """The environment describes no group of processes; the message says which variable is wrong."""
+
+
 @contextlib.contextmanager
 def process_group(device_type: str) -> Iterator[Group]:
     """The group that torchrun's environment variables describe (gloo on the CPU, NCCL on GPUs), or a group of one."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, size = environment_rank()
     if size == 1:
         yield Group()
         return
     if device_type == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(_number("LOCAL_RANK") or 0)
     # Default arguments in there hold the group that exists when it is first imported, which an optimiser does. A group
     # that is still held at exit has threads that may reach for the interpreter while it goes, and abort the process.
     importlib.import_module("torch.distributed.nn.functional")
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    try:
+        dist.init_process_group("nccl" if device_type == "cuda" else "gloo", rank=rank, world_size=size)
+    except (ValueError, RuntimeError) as error:  # MASTER_ADDR or MASTER_PORT is missing, or nobody answers there
+        raise LaunchError(f"process {rank} of {size} found no group: {error}; start with torchrun") from error
     try:
         yield Group(dist.get_rank(), dist.get_world_size())
         dist.barrier()  # a process that leaves while others still talk to it can bring them down
@@ -71,5 +78,28 @@ def process_group(device_type: str) -> Iterator[Group]:
 
 
 def environment_rank() -> tuple[int, int]:
-    """(rank, number of processes) of torchrun's environment, (0, 1) without it; needs no communication."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    """(rank, number of processes) of torchrun's environment, (0, 1) without it; needs no communication.
+
+    torchrun sets RANK and WORLD_SIZE. One without the other, or an empty one, is no group: clusters and containers set
+    WORLD_SIZE for other purposes, and one process must not take itself for a part of several.
+
+    Raises:
+        LaunchError: they are not numbers, or do not fit each other.
+    """
+    rank, size = _number("RANK"), _number("WORLD_SIZE")
+    if rank is None or size is None:
+        return 0, 1
+    if not 0 <= rank < size:
+        raise LaunchError(f"RANK should be 0 … WORLD_SIZE − 1, but RANK is {rank} and WORLD_SIZE {size}")
+    return rank, size
+
+
+def _number(name: str) -> int | None:
+    """The integer in an environment variable; None if it is not set, or empty."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise LaunchError(f"the environment variable {name} should be a number, but is {text!r}") from None
