@@ -6,6 +6,7 @@ import argparse
 import inspect
 import json
 import os
+import shlex
 import signal
 from dataclasses import fields, replace
 from pathlib import Path
@@ -145,7 +146,9 @@ def _run_folder(arguments: argparse.Namespace, settings: dict[str, Any], group: 
         if arguments.out is not None:
             folder = Path(arguments.out)
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                problem = f"{folder} is there already; choose another --out, or go on with it: --resume {folder}"
+                problem = (
+                    f"{folder} is there already; choose another --out, or go on with it: --resume {_quoted(folder)}"
+                )
         else:
             data = Path(settings["data_spec"]["data"]).stem
             stem = Path("runs") / f"{settings['model']}-{data}"
@@ -212,7 +215,8 @@ def _train(
     if result.reason == "interrupted":
         if group.is_main:
             name = signal.Signals(result.signal).name
-            note(f"{name}: stopped and saved at epoch {result.epochs:.2f}; go on with: pyar train --resume {folder}")
+            resume = f"pyar train --resume {_quoted(folder)}"
+            note(f"{name}: stopped and saved at epoch {result.epochs:.2f}; go on with: {resume}")
             if arguments.json:
                 print(json.dumps({"run": str(folder), **result.to_json()}))
         trainer.draw_learning_curve()
@@ -246,7 +250,7 @@ def _report(
         for evaluation in evaluations:
             print(evaluation, flush=True)
     if result["advice"] is not None:
-        note(f"{result['advice']}; go on with: pyar train --resume {folder} --{_raised(config)}")
+        note(f"{result['advice']}; go on with: pyar train --resume {_quoted(folder)} --{_raised(config)}")
     trainer.draw_learning_curve()
     if arguments.samples:
         with decoration(folder / SHEET_FILE):
@@ -276,6 +280,10 @@ def _load_in_turn(arguments: argparse.Namespace, settings: dict[str, Any], group
     finally:
         if group.is_main:
             group.broadcast_text("loaded, or failed as it will in the others")
+
+
+def _quoted(folder: Path) -> str:
+    return shlex.quote(str(folder))
 
 
 def _short(config: dict[str, Any]) -> str:
