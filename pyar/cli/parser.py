@@ -367,8 +367,10 @@ def _add_sample(commands) -> None:
 
 def _observed(text: str) -> float | str:
     """A part of the dimensions, or the name of a region or of a file."""
-    if text in OBSERVED_REGIONS or text.endswith(".npy"):
+    if text in OBSERVED_REGIONS:
         return text
+    if text.endswith(".npy"):
+        return path(text)
     part = text.removeprefix("random:")
     try:
         fraction = float(part)
