@@ -124,7 +124,24 @@ PYAR_INLINE Vector minimum(Vector a, Vector b) {
 
 PYAR_INLINE Vector absolute(Vector a) { return (Vector)((IntVector)a & 0x7fffffff); }
 
-// The sum of the lanes, always in the same order: halves onto halves.
+// A sum over lanes has sixteen parts on every level, in kParts vectors, and they are added up in one order, halves onto
+// halves: so levels with fused multiply-add give the same bits.
+constexpr int kLanes = 16;
+constexpr int kParts = kLanes / kWidth;
+
+PYAR_INLINE Vector fold(const Vector* part) {
+  if constexpr (kParts == 1) return part[0];
+  if constexpr (kParts == 2) return part[0] + part[1];
+  if constexpr (kParts == 4) return (part[0] + part[2]) + (part[1] + part[3]);
+}
+
+// How many of the lanes of part p of sixteen are among the first `count`.
+PYAR_INLINE int lanes_of_part(int64_t count, int p) {
+  const int64_t left = count - p * kWidth;
+  return static_cast<int>(left < 0 ? 0 : left < kWidth ? left : kWidth);
+}
+
+// The sum of the lanes of one vector.
 PYAR_INLINE float horizontal_sum(Vector v) {
 #if defined(__AVX512F__)
   const __m256 half = _mm256_add_ps(_mm512_castps512_ps256((__m512)v),
@@ -140,6 +157,9 @@ PYAR_INLINE float horizontal_sum(Vector v) {
   return (v[0] + v[2]) + (v[1] + v[3]);
 #endif
 }
+
+// The sum of sixteen lanes.
+PYAR_INLINE float sum_of_lanes(const Vector (&part)[kParts]) { return horizontal_sum(fold(part)); }
 
 // The sums of the lanes of four vectors, bit for bit those of horizontal_sum(): out[i] for v[i].
 PYAR_INLINE void horizontal_sums(const Vector* v, float* out) {

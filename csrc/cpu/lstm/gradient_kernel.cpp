@@ -82,6 +82,11 @@ void forward(const LstmForward& arguments, int64_t first, int64_t count, const L
 constexpr int kPanelVectors = kTileVectors;
 constexpr int kPanelFloats = kPanelVectors * kWidth;
 
+// The order of the products' rows is that of runs of eight units, gate after gate, whatever a level's blocks are, so
+// that all levels with fused multiply-add sum in the same order.
+constexpr int kRun = 8;
+constexpr int kGroupUnits = kLanes;  // what a pass takes at a time, in units or states
+
 void pack_transposed(const float* weight, int64_t rows, int64_t columns, int gates, float* packed, int64_t first_panel,
                      int64_t last_panel) {
   const int64_t hidden = rows / Cell::kGates;
@@ -92,7 +97,7 @@ void pack_transposed(const float* weight, int64_t rows, int64_t columns, int gat
     for (int64_t k = 0; k < depth; ++k) {
       int64_t row = k;
       if (gates) {
-        const int64_t gate = k % kBlockFloats / kWidth, unit = k / kBlockFloats * kWidth + k % kWidth;
+        const int64_t gate = k % (Cell::kGates * kRun) / kRun, unit = k / (Cell::kGates * kRun) * kRun + k % kRun;
         row = unit < hidden ? gate * hidden + unit : -1;
       }
       float* to = packed + (panel * depth + k) * kPanelFloats;
@@ -101,14 +106,6 @@ void pack_transposed(const float* weight, int64_t rows, int64_t columns, int gat
     }
   }
 }
-
-// One part of the product that makes ∂h: rows of a, [count] with row_stride between them, times depth rows of b.
-struct Part {
-  const float* a;
-  int64_t row_stride;
-  const float* b;
-  int64_t depth;
-};
 
 // ∂h and from it ∂a of one layer and step for `count` samples from `first`.
 struct BackwardStep {
@@ -125,35 +122,54 @@ struct BackwardStep {
     return arguments.dgates[of_layer] + (block * group_rows() + slot * arguments.batch + first) * kBlockFloats;
   }
 
+  int64_t head_parts() const { return layer + 1 == arguments.model->layers ? ceil_groups(arguments.model->states) : 0; }
+
   int64_t num_parts() const {
-    const LstmModel& model = *arguments.model;
-    const int64_t recurrent = t + 1 < arguments.num_dims ? model.blocks : 0;
-    return (layer + 1 == model.layers ? head_vectors(model) : model.blocks) + recurrent;
+    const int64_t groups = ceil_groups(arguments.model->hidden);
+    const int64_t recurrent = t + 1 < arguments.num_dims ? groups : 0;
+    return (layer + 1 == arguments.model->layers ? head_parts() : groups) + recurrent;
   }
 
-  Part part(int64_t index, int64_t panel) const {
+  static int64_t ceil_groups(int64_t count) { return (count + kGroupUnits - 1) / kGroupUnits; }
+
+  // dh += one part of the product that makes ∂h, for rows row … row + M − 1 and one panel of columns: sixteen states'
+  // ∂logits, sixteen units' ∂a of the layer above, or of this layer at the step after this one.
+  template <int M>
+  PYAR_INLINE void add_part(Vector (&dh)[M][kPanelVectors], int64_t index, int64_t row, int64_t panel) const {
     const LstmModel& model = *arguments.model;
-    const int64_t depth = model.blocks * kBlockFloats, slot = t - first_step;
-    if (layer + 1 == model.layers) {
-      if (index < head_vectors(model)) {
-        const int64_t k = index * kWidth, left = model.states - k;
-        return {
-            arguments.dlogits + (index * arguments.group * arguments.batch + slot * arguments.batch + first) * kWidth,
-            kWidth, arguments.transposed.head + (panel * model.states + k) * kPanelFloats,
-            left < kWidth ? left : kWidth};
+    const int64_t slot = t - first_step;
+    if (index < head_parts()) {
+#pragma GCC unroll 4
+      for (int64_t v = index * kParts; v < (index + 1) * kParts; ++v) {
+        const int64_t left = model.states - v * kWidth;
+        const float* a = arguments.dlogits + ((v * arguments.group + slot) * arguments.batch + first + row) * kWidth;
+        const float* b = arguments.transposed.head + (panel * model.states + v * kWidth) * kPanelFloats;
+        multiply_accumulate<M, kPanelVectors>(dh, a, kWidth, 1, b, left < kWidth ? left : kWidth);
       }
-      index -= head_vectors(model);
-    } else {
-      if (index < model.blocks)
-        return {dgates(layer + 1, index, slot), kBlockFloats,
-                arguments.transposed.below[layer + 1] + (panel * depth + index * kBlockFloats) * kPanelFloats,
-                kBlockFloats};
-      index -= model.blocks;
+      return;
     }
+    const bool above = layer + 1 < model.layers && index < ceil_groups(model.hidden);
+    const int64_t unit_group = index - (above                       ? 0
+                                        : layer + 1 == model.layers ? head_parts()
+                                                                    : ceil_groups(model.hidden));
     // The step after this one: within the group, or, after its last step, in the slot behind it.
-    return {dgates(layer, index, slot + 1), kBlockFloats,
-            arguments.transposed.recurrent[layer] + (panel * depth + index * kBlockFloats) * kPanelFloats,
-            kBlockFloats};
+    const float* a =
+        dgates(above ? layer + 1 : layer, unit_group * kParts, above ? slot : slot + 1) + row * kBlockFloats;
+    const float* b = above ? arguments.transposed.below[layer + 1] : arguments.transposed.recurrent[layer];
+    b += (panel * model.blocks * kBlockFloats + unit_group * Cell::kGates * kGroupUnits) * kPanelFloats;
+    const auto add = [&](const float* rows, int64_t depth) __attribute__((always_inline)) {
+      multiply_accumulate<M, kPanelVectors>(dh, rows, kBlockFloats, 1, b, depth);
+      b += depth * kPanelFloats;
+    };
+    if constexpr (kWidth == kRun) {
+      for (int block = 0; block < kParts; ++block) add(a + block * group_rows() * kBlockFloats, kBlockFloats);
+    } else {
+      constexpr int kPiece = kWidth < kRun ? kWidth : kRun;
+      for (int run = 0; run < kGroupUnits; run += kRun)
+        for (int gate = 0; gate < Cell::kGates; ++gate)
+          for (int unit = run; unit < run + kRun; unit += kPiece)
+            add(a + unit / kWidth * group_rows() * kBlockFloats + gate * kWidth + unit % kWidth, kPiece);
+    }
   }
 
   template <int M>
@@ -188,17 +204,14 @@ struct BackwardStep {
     const LstmModel& model = *arguments.model;
     const int64_t panels = (model.blocks + kPanelVectors - 1) / kPanelVectors, parts = num_parts();
     // Each pass sums from zero and is then added to the passes before it: shorter sums, smaller errors.
-    constexpr int64_t at_once = (kTileDepth + kBlockFloats - 1) / kBlockFloats;
+    constexpr int64_t at_once = kTileDepth / (Cell::kGates * kGroupUnits);
     for (int64_t panel = 0; panel < panels; ++panel) {
       for (int64_t begin = 0; begin < parts; begin += at_once) {
         const int64_t end = begin + at_once < parts ? begin + at_once : parts;
         for_row_tiles(count, [&](auto tile, int64_t row) __attribute__((always_inline)) {
           constexpr int M = decltype(tile)::rows;
           Vector dh[M][kPanelVectors] = {};
-          for (int64_t index = begin; index < end; ++index) {
-            const Part p = part(index, panel);
-            multiply_accumulate<M, kPanelVectors>(dh, p.a + row * p.row_stride, p.row_stride, 1, p.b, p.depth);
-          }
+          for (int64_t index = begin; index < end; ++index) add_part(dh, index, row, panel);
           if (begin > 0) {
 #pragma GCC unroll 8
             for (int m = 0; m < M; ++m)

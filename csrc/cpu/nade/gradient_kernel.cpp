@@ -293,14 +293,13 @@ void nade_backward_dimensions(const NadeBackward& q, int64_t d0, int64_t begin, 
     }
     accumulate(x, g, kSubBatch, q.n, P, m.F, q.grad_V + d * P * m.F, m.F, q.first);
     for (int64_t k = 0; k < P; ++k) {
-      Vector lanes = {};
+      Vector lanes[kParts] = {};
       for (int64_t unit = 0; unit < kUnits; ++unit) {
         const int64_t size = q.n * (unit + 1) / kUnits - q.n * unit / kUnits;
-        for (int64_t i = 0; i < size; i += kWidth)
-          lanes += load_first(gradients + k * kSubBatch + unit * kUnit + i,
-                              static_cast<int>(size - i < kWidth ? size - i : kWidth));
+        for (int p = 0; p < kParts; ++p)
+          lanes[p] += load_first(gradients + k * kSubBatch + unit * kUnit + p * kWidth, lanes_of_part(size, p));
       }
-      const float sum = horizontal_sum(lanes);
+      const float sum = sum_of_lanes(lanes);
       q.grad_b[d * P + k] = q.first ? sum : q.grad_b[d * P + k] + sum;
     }
     const int64_t states = m.scalar_input ? 1 : m.K - 1;

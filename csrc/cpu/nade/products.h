@@ -1,7 +1,8 @@
 // NADE's products of hidden units with output rows: dots() for one vector, dots_of_many() for several.
 //
-// Every dot product has one accumulator vector, whichever of them computes it, so that its bits depend on no tile and
-// no batch size. Rows that many vectors meet are first packed to a stride of whole cache lines.
+// Every dot product has one accumulator of sixteen lanes, whichever of them computes it, so that its bits depend on no
+// tile, no batch size and no level that has fused multiply-add. Rows that many vectors meet are first packed to a
+// stride of whole cache lines.
 #pragma once
 
 #include "cpu/nade/kernel.h"
@@ -17,26 +18,38 @@ namespace pyar::cpu::PYAR_LEVEL {
 template <int kRows, bool kPrefetch>
 PYAR_INLINE void dot_rows(const float* x, const float* rows, int64_t stride, int64_t n, float* out, int64_t out_stride,
                           int64_t ahead) {
-  Vector sum[kRows] = {};
+  Vector sum[kRows][kParts] = {};
   int64_t j = 0;
-  for (; j + kWidth <= n; j += kWidth) {
-    const Vector v = load(x + j);
+  for (; j + kLanes <= n; j += kLanes) {
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; ++p) {
+      const Vector v = load(x + j + p * kWidth);
 #pragma GCC unroll 12
-    for (int r = 0; r < kRows; ++r) {
-      const float* row = rows + r * stride + j;
-      sum[r] = fused_multiply_add(load(row), v, sum[r]);
-      if (kPrefetch && j % kPadding == 0) __builtin_prefetch(row + ahead, 0, 3);
+      for (int r = 0; r < kRows; ++r) {
+        const float* row = rows + r * stride + j;
+        sum[r][p] = fused_multiply_add(load(row + p * kWidth), v, sum[r][p]);
+        if (kPrefetch && p == 0) __builtin_prefetch(row + ahead, 0, 3);
+      }
     }
   }
   if (j < n) {
-    const int rest = static_cast<int>(n - j);
-    const Vector v = load_first(x + j, rest);
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; ++p) {
+      const int count = lanes_of_part(n - j, p);
+      const int64_t at = j + p * kWidth;
+      const Vector v = load_first(x + at, count);
 #pragma GCC unroll 12
-    for (int r = 0; r < kRows; ++r) sum[r] = fused_multiply_add(load_first(rows + r * stride + j, rest), v, sum[r]);
+      for (int r = 0; r < kRows; ++r)
+        sum[r][p] = fused_multiply_add(load_first(rows + r * stride + at, count), v, sum[r][p]);
+    }
   }
 #pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r) out[r * out_stride] = horizontal_sum(sum[r]);
+  for (int r = 0; r < kRows; ++r) out[r * out_stride] = sum_of_lanes(sum[r]);
 }
+
+// Rows at a time: as many sums as the registers hold, and enough to hide a sum's latency.
+constexpr int kMostDotRows = 12 / kParts;
+constexpr int kDotRows = 8 / kParts;
 
 // out[r·out_stride] = Σ_j rows[r·stride + j] x[j] for r < count, j < n.
 //   x     [n]
@@ -45,12 +58,13 @@ PYAR_INLINE void dot_rows(const float* x, const float* rows, int64_t stride, int
 template <bool kPrefetch = false>
 inline void dots(const float* x, const float* rows, int64_t stride, int64_t count, int64_t n, float* out,
                  int64_t out_stride, int64_t ahead = 0) {
-  for (; count > 12; count -= 8, rows += 8 * stride, out += 8 * out_stride)
-    dot_rows<8, kPrefetch>(x, rows, stride, n, out, out_stride, ahead);
+  for (; count > kMostDotRows; count -= kDotRows, rows += kDotRows * stride, out += kDotRows * out_stride)
+    dot_rows<kDotRows, kPrefetch>(x, rows, stride, n, out, out_stride, ahead);
   switch (count) {
-#define PYAR_CASE(c) \
-  case c:            \
-    return dot_rows<c, kPrefetch>(x, rows, stride, n, out, out_stride, ahead)
+#define PYAR_CASE(c)                                                                                     \
+  case c:                                                                                                \
+    if constexpr (c <= kMostDotRows) dot_rows<c, kPrefetch>(x, rows, stride, n, out, out_stride, ahead); \
+    return
     PYAR_CASE(1);
     PYAR_CASE(2);
     PYAR_CASE(3);
@@ -77,45 +91,61 @@ constexpr int kBlockRows = 5;
 //   x     [kBlockVectors][n]
 //   rows  [kRows, n]
 //   out   [kRows, kBlockVectors]
+// Not inlined: within a larger function the compiler keeps some of the sums in memory.
 template <int kRows>
-PYAR_INLINE void dot_block(const float* const* x, const float* rows, int64_t stride, int64_t n, float* out,
-                           int64_t out_stride) {
+__attribute__((noinline)) void dot_block(const float* const* x, const float* rows, int64_t stride, int64_t n,
+                                         float* out, int64_t out_stride) {
   constexpr int kSums = kRows * kBlockVectors;
-  Vector sum[kSums] = {};
   const float* from[kBlockVectors];
 #pragma GCC unroll 8
   for (int i = 0; i < kBlockVectors; ++i) from[i] = x[i];
-  int64_t j = 0;
-  for (; j + kWidth <= n; j += kWidth) {
-    Vector v[kBlockVectors];
+  // A part of the lanes after the other: their sums would not fit in the registers together.
+  Vector part[kParts][kSums];
+#pragma GCC unroll 1
+  for (int p = 0; p < kParts; ++p) {
+    Vector sum[kSums] = {};
+    int64_t j = p * kWidth;
+    for (; j + kWidth <= n; j += kLanes) {
+      Vector v[kBlockVectors];
 #pragma GCC unroll 8
-    for (int i = 0; i < kBlockVectors; ++i) v[i] = load(from[i] + j);
+      for (int i = 0; i < kBlockVectors; ++i) v[i] = load(from[i] + j);
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const Vector weight = in_register(load(rows + r * stride + j));
+      for (int r = 0; r < kRows; ++r) {
+        const Vector weight = in_register(load(rows + r * stride + j));
 #pragma GCC unroll 8
-      for (int i = 0; i < kBlockVectors; ++i)
-        sum[r * kBlockVectors + i] = fused_multiply_add(weight, v[i], sum[r * kBlockVectors + i]);
+        for (int i = 0; i < kBlockVectors; ++i)
+          sum[r * kBlockVectors + i] = fused_multiply_add(weight, v[i], sum[r * kBlockVectors + i]);
+      }
     }
+    if (j < n) {
+      const int rest = static_cast<int>(n - j);
+      Vector v[kBlockVectors];
+#pragma GCC unroll 8
+      for (int i = 0; i < kBlockVectors; ++i) v[i] = load_first(from[i] + j, rest);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const Vector weight = load_first(rows + r * stride + j, rest);
+#pragma GCC unroll 8
+        for (int i = 0; i < kBlockVectors; ++i)
+          sum[r * kBlockVectors + i] = fused_multiply_add(weight, v[i], sum[r * kBlockVectors + i]);
+      }
+    }
+#pragma GCC unroll 20
+    for (int s = 0; s < kSums; ++s) part[p][s] = sum[s];
   }
-  if (j < n) {
-    const int rest = static_cast<int>(n - j);
-    Vector v[kBlockVectors];
-#pragma GCC unroll 8
-    for (int i = 0; i < kBlockVectors; ++i) v[i] = load_first(from[i] + j, rest);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const Vector weight = load_first(rows + r * stride + j, rest);
-#pragma GCC unroll 8
-      for (int i = 0; i < kBlockVectors; ++i)
-        sum[r * kBlockVectors + i] = fused_multiply_add(weight, v[i], sum[r * kBlockVectors + i]);
-    }
+  Vector folded[kSums];
+#pragma GCC unroll 20
+  for (int s = 0; s < kSums; ++s) {
+    Vector parts[kParts];
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; ++p) parts[p] = part[p][s];
+    folded[s] = fold(parts);
   }
   float total[kSums];
 #pragma GCC unroll 8
-  for (int s = 0; s + 4 <= kSums; s += 4) horizontal_sums(sum + s, total + s);
+  for (int s = 0; s + 4 <= kSums; s += 4) horizontal_sums(folded + s, total + s);
 #pragma GCC unroll 4
-  for (int s = kSums / 4 * 4; s < kSums; ++s) total[s] = horizontal_sum(sum[s]);
+  for (int s = kSums / 4 * 4; s < kSums; ++s) total[s] = horizontal_sum(folded[s]);
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
     memcpy(out + r * out_stride, total + r * kBlockVectors, kBlockVectors * sizeof(float));

@@ -1,0 +1,112 @@
+"""The same bits on every processor: the instruction-set levels that have fused multiply-add compute the same numbers.
+
+A process has one level (PYAR_CPU_LEVEL), so each level computes everything in a process of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import nade_parameters, random_states
+from torch import Tensor
+
+import pyar
+from pyar.ops import nade as nade_ops
+
+SUPPORTED = pyar.build_info().get("cpu_levels_supported", [])
+FUSED = ("avx2", "avx512")
+
+# Odd sizes, and sizes at which blocks, panels and passes end at different places on different levels.
+NADE_CASES = [
+    # D, K, H, options, scale of the parameters
+    (1, 2, 1, {}, 1.0),
+    (50, 2, 33, {}, 1.0),
+    (61, 2, 500, {}, 1.0),
+    (40, 2, 40, {}, 60.0),
+    (29, 2, 56, {"scalar": True}, 1.0),
+    (33, 2, 30, {"mlp_sizes": (19, 41)}, 1.0),
+    (30, 10, 67, {}, 1.0),
+    (24, 7, 130, {"scalar": True}, 1.0),
+    (5, 256, 21, {}, 1.0),
+    (20, 5, 18, {"mlp_sizes": (23, 9), "scalar": True}, 1.0),
+]
+LSTM_CASES = [
+    # D, K, H, layers, input
+    (9, 2, 1, 1, "onehot"),
+    (12, 3, 25, 2, "scalar"),
+    (11, 10, 40, 1, "onehot"),
+    (7, 256, 72, 2, "onehot"),
+    (6, 17, 136, 3, "scalar"),
+]
+
+
+def nade_results() -> Iterator[tuple[str, Tensor]]:
+    for number, (D, K, H, options, scale) in enumerate(NADE_CASES):
+        parameters = nade_parameters(D, K, H, scale=scale, **options).leaves()
+        for B, zeros in ((1, 0.0), (37, 0.0), (150, 0.8)):
+            name = f"nade {number}, B={B}"
+            x = random_states(B, D, K, zeros=zeros)
+            for function in (nade_ops.nade_log_prob, nade_ops.nade_logits, nade_ops.nade_mean_nll):
+                value = function(x, *parameters)
+                yield f"{name}: {function.__name__}", value
+                upstream = torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
+                gradients = torch.autograd.grad(
+                    value, parameters.tensors, upstream, allow_unused=True, materialize_grads=True
+                )
+                for i, gradient in enumerate(gradients):
+                    yield f"{name}: gradient {i} of {function.__name__}", gradient
+            seed = torch.tensor(3)
+            drawn, log_prob = nade_ops.nade_sample(*parameters, seed=seed, num_samples=B, temperature=1.3)
+            yield f"{name}: samples", drawn
+            yield f"{name}: log-probabilities of samples", log_prob
+
+
+def lstm_results() -> Iterator[tuple[str, Tensor]]:
+    for number, (D, K, H, layers, form) in enumerate(LSTM_CASES):
+        for weight_dtype in ("float32", "bfloat16"):
+            torch.manual_seed(number)
+            model = pyar.PixelLSTM(D, K, H, layers, input=form, weight_dtype=weight_dtype)
+            for B in (1, 37):
+                name = f"lstm {number}, {weight_dtype}, B={B}"
+                x = random_states(B, D, K)
+                value = model.log_prob(x)
+                yield f"{name}: log_prob", value
+                for i, gradient in enumerate(torch.autograd.grad(value.sum(), list(model.parameters()))):
+                    yield f"{name}: gradient {i}", gradient
+                drawn, log_prob = model.sample_and_log_prob(B, seed=5)
+                yield f"{name}: samples", drawn
+                yield f"{name}: log-probabilities of samples", log_prob
+
+
+def digests() -> dict[str, str]:
+    """Name → hash of the bytes of every result."""
+    torch.set_num_threads(2)
+    results = [*nade_results(), *lstm_results()]
+    return {name: hashlib.sha256(value.detach().contiguous().numpy().tobytes()).hexdigest() for name, value in results}
+
+
+@pytest.mark.skipif(not set(FUSED) <= set(SUPPORTED), reason="this processor does not have both avx2 and avx512")
+def test_levels_with_fused_multiply_add_give_the_same_bits() -> None:
+    found = {}
+    for level in FUSED:
+        command = [sys.executable, str(Path(__file__)), level]
+        environment = {**os.environ, "PYAR_CPU_LEVEL": level, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        found[level] = json.loads(result.stdout)
+    assert len(found["avx2"]) > 300
+    differing = [name for name, digest in found["avx2"].items() if found["avx512"][name] != digest]
+    assert not differing
+
+
+if __name__ == "__main__":
+    assert pyar.build_info()["cpu_level"] == sys.argv[1]
+    print(json.dumps(digests()))
