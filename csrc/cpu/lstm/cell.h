@@ -14,25 +14,6 @@
 
 namespace pyar::cpu::PYAR_LEVEL {
 
-// For x ≤ 0: 2ⁿ and t = e^r − 1 with e^x = 2ⁿ(1 + t), x = n·ln 2 + r, |r| ≤ ln 2 / 2. Below −87 as at −87; NaN stays
-// NaN.
-PYAR_INLINE void split_exponential(Vector x, Vector* power, Vector* t) {
-  x = maximum(broadcast(-87.0f), x);
-  const Vector magic = broadcast(12582912.0f);  // 1.5·2²³: the sum's low bits hold round(x / ln 2)
-  const Vector shifted = fused_multiply_add(x, broadcast(1.44269504f), magic);
-  const Vector n = shifted - magic;
-  Vector r = fused_multiply_add(n, broadcast(-0.693359375f), x);
-  r = fused_multiply_add(n, broadcast(2.12194440e-4f), r);
-  Vector p = broadcast(1.9875691500e-4f);
-  p = fused_multiply_add(p, r, broadcast(1.3981999507e-3f));
-  p = fused_multiply_add(p, r, broadcast(8.3334519073e-3f));
-  p = fused_multiply_add(p, r, broadcast(4.1665795894e-2f));
-  p = fused_multiply_add(p, r, broadcast(1.6666665459e-1f));
-  p = fused_multiply_add(p, r, broadcast(5.0000001201e-1f));
-  *t = fused_multiply_add(p * r, r, r);
-  *power = (Vector)(((UnsignedVector)shifted << 23) + 0x3f800000u);
-}
-
 // σ(x) from e = e^−|x|: e/(1 + e) for x < 0, else 1/(1 + e).
 PYAR_INLINE Vector cell_sigmoid(Vector x) {
   Vector power, t;

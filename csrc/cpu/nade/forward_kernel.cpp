@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t kForwardBlock = 8;  // dimensions walked between two looks at the output weights, at most
 
 struct ForwardSpace {
-  float *activation, *hidden, *features[2], *logits, *packed, *terms;
+  float *units, *bounds, *hidden, *features[2], *logits, *packed, *terms, *spare;
   int32_t *run, *runs, *states;
   const float** in;
   float** out;
@@ -22,7 +22,9 @@ struct ForwardSpace {
     const int64_t H = row_stride(m.H);
     int64_t widest = 0;
     for (int64_t l = 0; l < m.num_layers; ++l) widest = m.layers[l].outputs > widest ? m.layers[l].outputs : widest;
-    activation = cut.floats(kTile * H);
+    units = cut.floats(kTile * H);
+    bounds = cut.floats(kTile);
+    spare = cut.floats(H);
     hidden = cut.floats(kTile * kForwardBlock * H);
     for (float*& buffer : features) buffer = cut.floats(kTile * kForwardBlock * row_stride(widest));
     logits = cut.floats(kForwardBlock * m.P * kTile);
@@ -64,13 +66,15 @@ void forward_tile(const NadeForward& f, int64_t first, int64_t n, float* scratch
   const int64_t H = row_stride(m.H), P = m.P;
   const uint8_t* x = f.x + first * m.D;
   double total[kTile] = {};
-  for (int64_t i = 0; i < n; ++i) start_activation(m, s.activation + i * H);
+  const auto units = [&](int64_t i) { return Units{s.units + i * H, s.bounds + i}; };
+  start_units(m, units(0));
+  for (int64_t i = 1; i < n; ++i) copy_units(m, units(0), units(i));
   memset(s.logits, 0, kForwardBlock * P * kTile * sizeof(float));  // the lanes without a sample
 
   if (many_rows(m) && m.num_layers == 0) {
     // One dimension after the other, so that one row of hidden units a sample is enough and stays in the cache.
     for (int64_t i = 0; i < n; ++i) {
-      update_hidden(s.activation + i * H, nullptr, 0.0f, s.hidden + i * H, m.H);
+      read_units(m, units(i), s.hidden + i * H);
       s.in[i] = s.hidden + i * H;
     }
     for (int64_t d = 0; d < m.D; ++d) {
@@ -78,7 +82,35 @@ void forward_tile(const NadeForward& f, int64_t first, int64_t n, float* scratch
       forward_dimension(f, first, n, d, s.logits, s, total);
       if (d + 1 == m.D) break;
       for (int64_t i = 0; i < n; ++i)
-        if (x[i * m.D + d] != 0) add_input(m, d, x[i * m.D + d], s.activation + i * H, s.hidden + i * H);
+        if (x[i * m.D + d] != 0) add_input(m, x + i * m.D, d, units(i), s.hidden + i * H, s.spare);
+    }
+  } else if (m.P == 1 && m.num_layers == 0) {
+    // One output row a dimension: the rows of a run are multiplied with the hidden units as these are made. They are
+    // kept where the run is long or goes on in the next block.
+    const int64_t most = group_size(row_stride(m.F)), block = most < kForwardBlock ? most : kForwardBlock;
+    for (int64_t d0 = 0; d0 < m.D; d0 += block) {
+      const int64_t d1 = d0 + block < m.D ? d0 + block : m.D;
+      const Rows V = output_rows(m, d0, d1 - d0, n, s.packed);
+      for (int64_t i = 0; i < n; ++i) {
+        const uint8_t* states = x + i * m.D;
+        float* hidden = s.hidden + i * H;
+        for (int64_t d = d0; d < d1;) {
+          int64_t end = d + 1;
+          while (end < d1 && states[end - 1] == 0) ++end;
+          const Rows rows = {V.data + (d - d0) * V.stride, V.stride, V.columns};
+          float* logits = s.logits + (d - d0) * kTile + i;
+          if (d == 0) {
+            read_units(m, units(i), hidden, rows, end - d, logits, kTile);
+          } else if (states[d - 1] != 0) {
+            const bool kept = end - d > kFusedRows || (end == d1 && states[d1 - 1] == 0);
+            add_input(m, states, d - 1, units(i), kept ? hidden : nullptr, rows, end - d, logits, kTile, s.spare);
+          } else {
+            dots(hidden, rows.data, rows.stride, end - d, rows.columns, logits, kTile);
+          }
+          d = end;
+        }
+      }
+      for (int64_t d = d0; d < d1; ++d) forward_dimension(f, first, n, d, s.logits + (d - d0) * kTile, s, total);
     }
   } else {
     for (int64_t d0 = 0; d0 < m.D; d0 += kForwardBlock) {
@@ -86,9 +118,9 @@ void forward_tile(const NadeForward& f, int64_t first, int64_t n, float* scratch
       for (int64_t i = 0; i < n; ++i) {
         float* hidden = s.hidden + i * kForwardBlock * H;
         const bool unchanged = d0 > 0 && x[i * m.D + d0 - 1] == 0;
-        s.runs[i] = static_cast<int32_t>(replay(m, x + i * m.D, d0, d1, s.activation + i * H,
+        s.runs[i] = static_cast<int32_t>(replay(m, x + i * m.D, d0, d1, units(i),
                                                 unchanged ? hidden + (s.runs[i] - 1) * H : nullptr, hidden,
-                                                s.run + i * kForwardBlock));
+                                                s.run + i * kForwardBlock, s.spare));
       }
       const float* features = s.hidden;
       int64_t stride = H;
@@ -129,6 +161,13 @@ void forward_tile(const NadeForward& f, int64_t first, int64_t n, float* scratch
 }
 
 }  // namespace
+
+// Rows [begin, end) of the table: the factors of W, and V padded.
+void nade_table(const NadeParameters& m, const NadeTable& table, int64_t begin, int64_t end) {
+  for (int64_t d = begin; d < end; ++d)
+    table.largest[d] = make_factors(m.W + d * m.H, m.H, table.factors + d * row_stride(m.H));
+  if (table.rows != nullptr) pack_rows(m.V + begin * m.F, end - begin, m.F, table.rows + begin * row_stride(m.F));
+}
 
 int64_t nade_forward_scratch(const NadeParameters& model) { return ForwardSpace(model, nullptr).size; }
 

@@ -16,23 +16,25 @@
 
 namespace pyar::cpu::PYAR_LEVEL {
 
-// checkpoints[d0/block] = c + Σ_{i<d0} W[i, x_i], the activation at the start d0 of every block, and later = 0, for
-// samples [begin, end).
+// checkpoints[d0/block], bounds[d0/block] = the units at the start d0 of every block, and later = 0, for samples
+// [begin, end).
 void nade_checkpoints(const NadeBackward& q, int64_t begin, int64_t end) {
   const NadeParameters& m = q.model;
   const int64_t H = row_stride(m.H);
+  const auto units = [&](int64_t block, int64_t i) {
+    return Units{q.checkpoints + (block * q.n + i) * H, q.bounds + block * q.n + i};
+  };
   for (int64_t i = begin; i < end; ++i) {
-    float* a = q.checkpoints + i * H;
-    start_activation(m, a);
-    for (int64_t d0 = 0; d0 + q.block < m.D; d0 += q.block) {
-      float* next = a + q.n * H;
-      memcpy(next, a, H * sizeof(float));
-      for (int64_t d = d0; d < d0 + q.block; ++d) {
+    const uint8_t* x = q.x + i * m.D;
+    start_units(m, units(0, i));
+    for (int64_t block = 0; (block + 1) * q.block < m.D; ++block) {
+      const Units next = units(block + 1, i);
+      copy_units(m, units(block, i), next);
+      for (int64_t d = block * q.block; d < (block + 1) * q.block; ++d) {
         const int64_t ahead = d + q.block;
-        if (ahead < m.D) prefetch_input(m, ahead, q.x[i * m.D + ahead]);
-        if (q.x[i * m.D + d] != 0) add_input(m, d, q.x[i * m.D + d], next, nullptr);
+        if (ahead < m.D) prefetch_input(m, ahead, x[ahead]);
+        if (x[d] != 0) add_input(m, x, d, next, nullptr, nullptr);
       }
-      a = next;
     }
     memset(q.later + i * H, 0, H * sizeof(float));
   }
@@ -41,15 +43,20 @@ void nade_checkpoints(const NadeBackward& q, int64_t begin, int64_t end) {
 namespace {
 
 struct BackwardSpace {
-  float *activation, *packed;
-  int32_t* runs;
+  float *units, *bound, *packed, *spare, *logits, *terms;
+  int32_t *runs, *states;
   const float** in;
   float** out;
   int64_t size;
 
   BackwardSpace(const NadeParameters& m, int64_t block, float* base) {
     Cutter cut{base, 0};
-    activation = cut.floats(row_stride(m.H));
+    units = cut.floats(row_stride(m.H));
+    bound = cut.floats(1);
+    spare = cut.floats(row_stride(m.H));
+    logits = cut.floats(block);
+    terms = cut.floats(block);
+    states = cut.array<int32_t>(padded(block));
     packed = cut.floats(packed_floats(m));
     runs = cut.array<int32_t>(kSubBatch);
     in = cut.array<const float*>(m.num_layers > 0 ? kSubBatch * block : 0);
@@ -170,6 +177,92 @@ void group_backward(const NadeBackward& q, int64_t d0, int64_t g0, int64_t g1, i
   }
 }
 
+// y_j = Σ_r g_r rows[r·stride + j], then row_j = later_j and later_j += h_j (1 − h_j) y_j, for the j of kVectors
+// vectors.
+//   g     [count]
+//   rows  [count, columns]
+template <int kVectors>
+PYAR_INLINE void run_backward_columns(const float* g, const float* rows, int64_t stride, int64_t count, const float* h,
+                                      float* later, float* row) {
+  Vector y[kVectors] = {};
+  for (int64_t r = 0; r < count;) {
+    const int64_t end = r + kSummedRows < count ? r + kSummedRows : count;
+    Vector sum[kVectors] = {};
+    for (; r < end; ++r) {
+      const Vector weight = broadcast(g[r]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v)
+        sum[v] = fused_multiply_add(load(rows + r * stride + v * kWidth), weight, sum[v]);
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) y[v] += sum[v];
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) {
+    const Vector hidden = load(h + v * kWidth), sum = load(later + v * kWidth);
+    store(later + v * kWidth, fused_multiply_add(hidden * (1.0f - hidden), y[v], sum));
+    store(row + v * kWidth, sum);
+  }
+}
+
+// The same for all of H.
+//   rows  [count, H], padded with zeros
+PYAR_INLINE void run_backward(const float* g, const float* rows, int64_t stride, int64_t count, const float* h,
+                              int64_t H, float* later, float* row) {
+  int64_t j = 0;
+  for (; j + 8 * kWidth <= padded(H); j += 8 * kWidth)
+    run_backward_columns<8>(g, rows + j, stride, count, h + j, later + j, row + j);
+  for (; j < padded(H); j += kWidth) run_backward_columns<1>(g, rows + j, stride, count, h + j, later + j, row + j);
+}
+
+// nade_backward_samples() for sample i where a dimension has one output row and there are no added layers: forwards
+// over the block, with the logits made together with the hidden units, then backwards run by run.
+//   gradients  [block], of the logits, kSubBatch apart
+void binary_backward(const NadeBackward& q, int64_t d0, int64_t d1, int64_t i, const BackwardSpace& s,
+                     float* gradients) {
+  const NadeParameters& m = q.model;
+  const int64_t H = row_stride(m.H), dims = d1 - d0;
+  const uint8_t* x = q.x + i * m.D;
+  int32_t* run = q.run + i * q.block;
+  const float* rows = m.rows + d0 * row_stride(m.F);
+  float* hidden = q.hidden + i * q.block * H;
+  const Units units = {s.units, s.bound};
+  copy_units(m, {q.checkpoints + (d0 / q.block * q.n + i) * H, q.bounds + d0 / q.block * q.n + i}, units);
+  int32_t r = 0;
+  for (int64_t d = d0; d < d1; ++r) {
+    int64_t end = d + 1;
+    while (end < d1 && x[end - 1] == 0) ++end;
+    const Rows V = {rows + (d - d0) * row_stride(m.F), row_stride(m.F), padded(m.F)};
+    if (d == d0)
+      read_units(m, units, hidden, V, end - d, s.logits, 1);
+    else
+      add_input(m, x, d - 1, units, hidden + r * H, V, end - d, s.logits + d - d0, 1, s.spare);
+    for (; d < end; ++d) run[d - d0] = r;
+  }
+  if (q.grad_logits != nullptr) {
+    memcpy(s.logits, q.grad_logits + i * m.D + d0, dims * sizeof(float));
+  } else {
+    const Vector scale = broadcast(q.grad_log_prob != nullptr ? q.grad_log_prob[i] : q.grad_constant);
+    for (int64_t j = 0; j < dims; j += kWidth) {
+      const int left = static_cast<int>(dims - j < kWidth ? dims - j : kWidth);
+      store(s.logits + j, load(s.logits + j) + load_first(m.b + d0 + j, left));
+      for (int64_t k = j; k < j + kWidth; ++k) s.states[k] = k < dims ? x[d0 + k] : 0;
+      store(s.terms + j, log_probability<true>(s.logits + j, 0, 1, load_int(s.states + j), scale));
+    }
+    if (q.log_prob != nullptr)
+      for (int64_t j = 0; j < dims; ++j) q.log_prob[i] += static_cast<double>(s.terms[j]);
+  }
+  for (int64_t j = 0; j < dims; ++j) gradients[j * kSubBatch] = s.logits[j];
+  for (int64_t end = dims; end > 0;) {
+    int64_t begin = end - 1;
+    while (begin > 0 && run[begin - 1] == run[end - 1]) --begin;
+    const int64_t row = (i * q.block + run[begin]) * H;
+    run_backward(s.logits + begin, rows + begin * row_stride(m.F), row_stride(m.F), end - begin, q.hidden + row, m.H,
+                 q.later + i * H, q.suffix + row);
+    end = begin;
+  }
+}
+
 }  // namespace
 
 int64_t nade_backward_scratch(const NadeBackward& q) { return BackwardSpace(q.model, q.block, nullptr).size; }
@@ -185,13 +278,23 @@ void nade_backward_samples(const NadeBackward& q, int64_t d0, int64_t begin, int
   const int64_t H = row_stride(m.H), F = row_stride(m.F), P = m.P;
   const int64_t d1 = d0 + q.block < m.D ? d0 + q.block : m.D;
   const uint8_t* x = q.x + first * m.D;
+  if (m.rows != nullptr) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t of_unit = q.n * unit / kUnits;
+      for (int64_t i = of_unit; i < q.n * (unit + 1) / kUnits; ++i)
+        binary_backward(q, d0, d1, i, s, q.logit_gradients + unit * kUnit + i - of_unit);
+    }
+    return;
+  }
+  const Units units = {s.units, s.bound};
   for (int64_t i = 0; i < n; ++i) {
-    memcpy(s.activation, q.checkpoints + (d0 / q.block * q.n + first + i) * H, H * sizeof(float));
+    const int64_t checkpoint = d0 / q.block * q.n + first + i;
+    copy_units(m, {q.checkpoints + checkpoint * H, q.bounds + checkpoint}, units);
     if (i + 1 < n)
       for (int64_t d = d0; d < d1 && d < d0 + kReplayAhead; ++d) prefetch_input(m, d, x[(i + 1) * m.D + d]);
     const int64_t row = (first + i) * q.block;
     s.runs[i] =
-        static_cast<int32_t>(replay(m, x + i * m.D, d0, d1, s.activation, nullptr, q.hidden + row * H, q.run + row));
+        static_cast<int32_t>(replay(m, x + i * m.D, d0, d1, units, nullptr, q.hidden + row * H, q.run + row, s.spare));
   }
   const float* features = q.hidden;
   for (int64_t l = 0; l < m.num_layers; ++l) {

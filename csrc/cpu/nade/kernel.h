@@ -34,6 +34,15 @@ struct NadeParameters {
   bool scalar_input;
   int64_t num_layers;
   const DenseLayer* layers;
+  // What many samples share, made once a call for two states (NadeTable); null: made when needed.
+  const float* factors;  // [D, row_stride(H)], e^(−W[d, 1]), padded (units.h)
+  const float* largest;  // [D], max |W[d, 1]|, or NaN
+  const float* rows;     // [D, row_stride(F)], V padded with zeros
+};
+
+// Where the table of NadeParameters is made.
+struct NadeTable {
+  float *factors, *largest, *rows;
 };
 
 // Log-probabilities and logits of given states.
@@ -57,7 +66,8 @@ struct NadeBackward {
   const float* grad_conditional;    // [n, D]; if not null, it replaces the gradient of the log-probability
   const float* grad_logits;         // [n, D, P]; if not null, it replaces the gradient of the log-probability
   double* log_prob;                 // [n], added to; or null
-  float* checkpoints;               // [blocks, n, H], the activation at the start of every block
+  float* checkpoints;               // [blocks, n, H], the units at the start of every block,
+  float* bounds;                    // [blocks, n], and their bounds
   float* hidden;                    // [n, block, H], σ(activation) of every run
   float* suffix;                    // [n, block, H], Σ ∂L/∂a_e over the dimensions e after the run
   float* later;                     // [n, H], the same for the dimensions after the block in progress
@@ -92,6 +102,7 @@ inline __attribute__((always_inline)) int64_t row_stride(int64_t count) { return
 // Every function takes a range of samples (or units, dimensions, rows) and a work space of its own; the _scratch
 // functions tell its size in floats.
 #define PYAR_NADE_KERNELS                                                                                   \
+  void nade_table(const NadeParameters&, const NadeTable&, int64_t begin, int64_t end);                     \
   int64_t nade_forward_scratch(const NadeParameters&);                                                      \
   void nade_forward(const NadeForward&, int64_t begin, int64_t end, float* scratch);                        \
   void nade_checkpoints(const NadeBackward&, int64_t begin, int64_t end);                                   \

@@ -6,6 +6,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
@@ -17,6 +18,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -59,7 +61,7 @@ Tensor checked_float(const Tensor& t, const char* name, const std::vector<int64_
 struct Model {
   std::vector<Tensor> tensors;
   std::vector<DenseLayer> layers;
-  NadeParameters view;
+  NadeParameters view{};
 
   Model(const Tensor& W, const Tensor& c, const Tensor& V, const Tensor& b, const std::vector<Tensor>& mlp) {
     STD_TORCH_CHECK(c.dim() == 1 && V.dim() == 3 && (W.dim() == 2 || W.dim() == 3), "c must be [H], V [D, P, F] and W ",
@@ -154,23 +156,22 @@ struct Scratch {
 constexpr int64_t kWorthATeam = 1 << 15;
 
 // Work space that calls hand on to each other: fresh memory costs a visit to the system for every page, in a training
-// loop as much as the gradients themselves. At most kKeptFloats stay between calls; calls at the same time have their
-// own.
+// loop as much as the gradients themselves. At most kMostKept spaces of kKeptFloats stay between calls; calls at the
+// same time have their own.
 class SharedScratch {
  public:
   explicit SharedScratch(int64_t count) {
     const std::lock_guard<std::mutex> lock(mutex());
-    if (kept() != nullptr && kept()->count >= count) {
-      space_ = std::move(kept());
-    } else {
-      kept().reset();
-    }
+    for (std::unique_ptr<Space>& space : kept())  // the smallest that is large enough
+      if (space != nullptr && space->count >= count && (space_ == nullptr || space->count < space_->count))
+        std::swap(space, space_);
     if (space_ == nullptr) space_ = std::make_unique<Space>(count);
   }
   ~SharedScratch() {
     if (space_->count > kKeptFloats) return;
     const std::lock_guard<std::mutex> lock(mutex());
-    if (kept() == nullptr || kept()->count < space_->count) kept() = std::move(space_);
+    for (std::unique_ptr<Space>& space : kept())  // the largest are kept
+      if (space_ != nullptr && (space == nullptr || space->count < space_->count)) std::swap(space, space_);
   }
   SharedScratch(const SharedScratch&) = delete;
 
@@ -178,6 +179,7 @@ class SharedScratch {
 
  private:
   static constexpr int64_t kKeptFloats = int64_t{1} << 24;
+  static constexpr int64_t kMostKept = 2;  // as many as a call has
   struct Space {
     int64_t count;
     Scratch scratch;
@@ -189,15 +191,45 @@ class SharedScratch {
     static std::mutex* const instance = new std::mutex;  // never destroyed: a thread may outlive the statics
     return *instance;
   }
-  static std::unique_ptr<Space>& kept() {
-    static auto* const instance = new std::unique_ptr<Space>;
+  static std::array<std::unique_ptr<Space>, kMostKept>& kept() {
+    static auto* const instance = new std::array<std::unique_ptr<Space>, kMostKept>;
     return *instance;
   }
 
   std::unique_ptr<Space> space_;
 };
 
-void forward(const Model& model, const Tensor& x, int64_t B, float* log_prob, float* conditional, float* logits) {
+// What many samples share where there are two states, made for the life of this object.
+class Table {
+ public:
+  // Makes one if there is none yet and `samples` pay for it, which are few: a row of factors costs as much as three
+  // changes.
+  Table(Model& model, int64_t samples) : model_(model) {
+    constexpr int64_t kWorthATable = 8;
+    NadeParameters& m = model.view;
+    if (m.K != 2 || samples < kWorthATable || m.factors != nullptr) return;
+    const int64_t of_factors = m.D * row_stride(m.H), of_rows = m.num_layers == 0 ? m.D * row_stride(m.F) : 0;
+    space_.emplace(of_factors + padded(m.D) + of_rows);
+    NadeTable table{space_->data(), space_->data() + of_factors, nullptr};
+    if (of_rows > 0) table.rows = table.largest + padded(m.D);
+    in_parallel(m.D, 16 * m.H,
+                [&](int64_t begin, int64_t end) { PYAR_FOR_THIS_CPU(nade_table)(m, table, begin, end); });
+    m.factors = table.factors;
+    m.largest = table.largest;
+    m.rows = table.rows;
+  }
+  ~Table() {
+    if (space_.has_value()) model_.view.factors = model_.view.largest = model_.view.rows = nullptr;
+  }
+  Table(const Table&) = delete;
+
+ private:
+  Model& model_;
+  std::optional<SharedScratch> space_;
+};
+
+void forward(Model& model, const Tensor& x, int64_t B, float* log_prob, float* conditional, float* logits) {
+  const Table table(model, B);
   const NadeForward f{model.view, bytes(x), log_prob, conditional, logits};
   const auto run = PYAR_FOR_THIS_CPU(nade_forward);
   const int64_t size = PYAR_FOR_THIS_CPU(nade_forward_scratch)(model.view);
@@ -208,7 +240,7 @@ void forward(const Model& model, const Tensor& x, int64_t B, float* log_prob, fl
 }
 
 Tensor nade_log_prob(Tensor x, Tensor W, Tensor c, Tensor V, Tensor b, std::vector<Tensor> mlp) {
-  const Model model(W, c, V, b, mlp);
+  Model model(W, c, V, b, mlp);
   const int64_t B = batch_size(x);
   const Tensor states = checked_states(x, "x", B, model.view.D, model.view.K);
   Tensor out = allocate(b, {B});
@@ -217,7 +249,7 @@ Tensor nade_log_prob(Tensor x, Tensor W, Tensor c, Tensor V, Tensor b, std::vect
 }
 
 Tensor nade_conditional_log_prob(Tensor x, Tensor W, Tensor c, Tensor V, Tensor b, std::vector<Tensor> mlp) {
-  const Model model(W, c, V, b, mlp);
+  Model model(W, c, V, b, mlp);
   const int64_t B = batch_size(x);
   const Tensor states = checked_states(x, "x", B, model.view.D, model.view.K);
   Tensor out = allocate(b, {B, model.view.D});
@@ -226,7 +258,7 @@ Tensor nade_conditional_log_prob(Tensor x, Tensor W, Tensor c, Tensor V, Tensor 
 }
 
 Tensor nade_logits(Tensor x, Tensor W, Tensor c, Tensor V, Tensor b, std::vector<Tensor> mlp) {
-  const Model model(W, c, V, b, mlp);
+  Model model(W, c, V, b, mlp);
   const int64_t B = batch_size(x);
   const Tensor states = checked_states(x, "x", B, model.view.D, model.view.K);
   Tensor out = allocate(b, {B, model.view.D, model.view.P});
@@ -272,8 +304,9 @@ struct Upstream {
 };
 
 // The gradients of group `group` of `out`, from x [B, D]. log_prob [B] is added to, or null.
-void backward(const Model& model, const uint8_t* x, int64_t B, const Upstream& upstream, double* log_prob,
+void backward(Model& model, const uint8_t* x, int64_t B, const Upstream& upstream, double* log_prob,
               const Gradients& out, int64_t group = 0) {
+  const Table table(model, std::max<int64_t>(B, 1) + 8);
   const NadeParameters& m = model.view;
   const int64_t input_size = m.D * m.H * (m.scalar_input ? 1 : m.K - 1);
   const auto part_of = [group](const Tensor& t, int64_t size) { return floats(t) + group * size; };
@@ -308,8 +341,8 @@ void backward(const Model& model, const uint8_t* x, int64_t B, const Upstream& u
   const int64_t most = (B + parts - 1) / parts;  // samples of the largest sub-batch
   const int64_t H = row_stride(m.H);
 
-  std::vector<int64_t> sizes = {blocks * most * H, most * block * H,        most * block * H,
-                                most * H,          block * m.P * kSubBatch, most * block};
+  std::vector<int64_t> sizes = {blocks * most * H,       most * block * H, most * block * H, most * H,
+                                block * m.P * kSubBatch, most * block,     blocks * most};
   for (const DenseLayer& layer : model.layers)
     for (int twice = 0; twice < 2; ++twice) sizes.push_back(most * block * row_stride(layer.outputs));
   int64_t total = 0;
@@ -321,8 +354,8 @@ void backward(const Model& model, const uint8_t* x, int64_t B, const Upstream& u
 
   std::vector<float*> features, feature_gradients;
   for (size_t l = 0; l < model.layers.size(); ++l) {
-    features.push_back(parts_of_space[6 + 2 * l]);
-    feature_gradients.push_back(parts_of_space[7 + 2 * l]);
+    features.push_back(parts_of_space[7 + 2 * l]);
+    feature_gradients.push_back(parts_of_space[8 + 2 * l]);
   }
 
   q.model = m;
@@ -334,6 +367,7 @@ void backward(const Model& model, const uint8_t* x, int64_t B, const Upstream& u
   q.later = parts_of_space[3];
   q.logit_gradients = parts_of_space[4];
   q.run = reinterpret_cast<int32_t*>(parts_of_space[5]);
+  q.bounds = parts_of_space[6];
   q.features = features.data();
   q.feature_gradients = feature_gradients.data();
 
@@ -384,7 +418,7 @@ Upstream checked_upstream(const Tensor& grad, std::vector<int64_t> shape, int64_
 
 GradientTuple nade_log_prob_backward(Tensor grad, Tensor x, Tensor W, Tensor c, Tensor V, Tensor b,
                                      std::vector<Tensor> mlp) {
-  const Model model(W, c, V, b, mlp);
+  Model model(W, c, V, b, mlp);
   const int64_t B = batch_size(x);
   const Tensor states = checked_states(x, "x", B, model.view.D, model.view.K);
   std::optional<Tensor> contiguous;
@@ -396,7 +430,7 @@ GradientTuple nade_log_prob_backward(Tensor grad, Tensor x, Tensor W, Tensor c, 
 
 GradientTuple nade_log_prob_backward_each(Tensor grad, Tensor x, Tensor W, Tensor c, Tensor V, Tensor b,
                                           std::vector<Tensor> mlp) {
-  const Model model(W, c, V, b, mlp);
+  Model model(W, c, V, b, mlp);
   const NadeParameters& m = model.view;
   STD_TORCH_CHECK(x.dim() == 3, "x must be [G, n, D], got ", shape_text(shape_of(x)));
   const int64_t groups = x.size(0), n = x.size(1);
@@ -437,7 +471,7 @@ GradientTuple nade_log_prob_backward_each(Tensor grad, Tensor x, Tensor W, Tenso
 
 GradientTuple nade_logits_backward(Tensor grad, Tensor x, Tensor W, Tensor c, Tensor V, Tensor b,
                                    std::vector<Tensor> mlp) {
-  const Model model(W, c, V, b, mlp);
+  Model model(W, c, V, b, mlp);
   const int64_t B = batch_size(x);
   const Tensor states = checked_states(x, "x", B, model.view.D, model.view.K);
   const Tensor given = checked_float(grad, "grad", {B, model.view.D, model.view.P});
@@ -457,7 +491,7 @@ float mean_nll(const std::vector<double>& terms) {
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> nade_mean_nll(Tensor x, Tensor W, Tensor c, Tensor V, Tensor b) {
-  const Model model(W, c, V, b, {});
+  Model model(W, c, V, b, {});
   const int64_t B = batch_size(x);
   const Tensor states = checked_states(x, "x", B, model.view.D, model.view.K);
   std::vector<double> log_prob(B, 0.0);
@@ -472,7 +506,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> nade_mean_nll(Tensor x, Tenso
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> nade_weighted_mean_nll(
     Tensor x, Tensor weights, Tensor W, Tensor c, Tensor V, Tensor b, std::vector<Tensor> mlp) {
-  const Model model(W, c, V, b, mlp);
+  Model model(W, c, V, b, mlp);
   const int64_t B = batch_size(x);
   const Tensor states = checked_states(x, "x", B, model.view.D, model.view.K);
   const Tensor given = checked_float(weights, "weights", {B});
@@ -496,7 +530,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> 
 std::tuple<Tensor, Tensor> nade_sample(Tensor W, Tensor c, Tensor V, Tensor b, std::vector<Tensor> mlp, Tensor seed,
                                        int64_t num_samples, int64_t first_index, double temperature,
                                        std::optional<Tensor> given) {
-  const Model model(W, c, V, b, mlp);
+  Model model(W, c, V, b, mlp);
   STD_TORCH_CHECK(num_samples >= 0, "num_samples must not be negative, got ", num_samples);
   STD_TORCH_CHECK(first_index >= 0, "first_index must not be negative, got ", first_index);
   STD_TORCH_CHECK(temperature > 0 && std::isfinite(temperature), "temperature must be positive and finite, got ",
@@ -511,6 +545,7 @@ std::tuple<Tensor, Tensor> nade_sample(Tensor W, Tensor c, Tensor V, Tensor b, s
   }
   Tensor x = torch::stable::empty({num_samples, model.view.D}, ScalarType::Byte, std::nullopt, b.device());
   Tensor log_prob = allocate(b, {num_samples});
+  const Table table(model, num_samples);
   NadeSample q{};
   q.model = model.view;
   q.seed = static_cast<uint64_t>(*static_cast<const int64_t*>(number.const_data_ptr()));

@@ -18,9 +18,10 @@ constexpr int64_t kPhiloxLanes = 16;
 constexpr int64_t kPhiloxDims = 4 * kPhiloxLanes;
 
 struct SampleSpace {
-  float *activation, *hidden, *features[2], *logits, *weights, *packed, *terms, *uniforms;
+  float *units, *bounds, *hidden, *features[2], *logits, *weights, *packed, *terms, *uniforms, *ahead, *spare;
   uint32_t* words;
   int32_t* states;
+  uint8_t* own;  // a lone sample's states: the members of a team have one each
   const float** in;
   float** out;
   int64_t size;
@@ -29,7 +30,10 @@ struct SampleSpace {
     Cutter cut{base, 0};
     int64_t widest = 0;
     for (int64_t l = 0; l < m.num_layers; ++l) widest = m.layers[l].outputs > widest ? m.layers[l].outputs : widest;
-    activation = cut.floats(kTile * row_stride(m.H));
+    units = cut.floats(kTile * row_stride(m.H));
+    bounds = cut.floats(kTile);
+    spare = cut.floats(row_stride(m.H));
+    ahead = cut.floats(kFusedRows * kTile);
     hidden = cut.floats(kTile * row_stride(m.H));
     for (float*& buffer : features) buffer = cut.floats(kTile * row_stride(widest));
     logits = cut.floats(m.P * kTile);
@@ -39,6 +43,7 @@ struct SampleSpace {
     uniforms = cut.floats(m.D + kPhiloxDims);
     words = cut.array<uint32_t>(4 * kTile);
     states = cut.array<int32_t>(kTile);
+    own = cut.array<uint8_t>(m.D);
     in = cut.array<const float*>(kTile);
     out = cut.array<float*>(kTile);
     size = cut.used;
@@ -77,24 +82,74 @@ const float* lone_features(const NadeParameters& m, const SampleSpace& s) {
   return features;
 }
 
+// The logits of a tile's samples where a dimension has one output row: of this dimension and some ahead, which hold as
+// long as state 0 is drawn. While a change is made to the units, their h are in registers, and a few rows cost little.
+class Lookahead {
+ public:
+  Lookahead(const NadeParameters& m, const SampleSpace& s, int64_t n) : m_(m), s_(s) {
+    for (int64_t i = 0; i < n; ++i) {
+      known_[i] = -1;
+      kept_[i] = true;
+      changes_[i] = 0;
+    }
+  }
+
+  // [n], of dimension d without its bias.
+  float* logits(int64_t d) const { return s_.ahead + d % kFusedRows * kTile; }
+
+  // Makes sample i's logit of dimension d, `changed`: where the state before is not 0.
+  void advance(int64_t i, const uint8_t* x, int64_t d, bool changed, const Units& units) {
+    if (!changed && d <= known_[i]) return;
+    float* hidden = s_.hidden + i * row_stride(m_.H);
+    if (changed) ++changes_[i];
+    // Behind a change, as many rows as are likely to be used.
+    const int64_t wanted = changed && 3 * changes_[i] > d ? 2 : kFusedRows;
+    const int64_t rows = wanted < m_.D - d ? wanted : m_.D - d;
+    const Rows V = output_rows(m_, d, rows, 1, nullptr);
+    float out[kFusedRows];
+    if (changed) {
+      add_input(m_, x, d - 1, units, nullptr, V, rows, out, 1, s_.spare);
+      kept_[i] = false;
+    } else if (kept_[i]) {
+      dots(hidden, V.data, V.stride, rows, V.columns, out, 1);
+    } else {
+      read_units(m_, units, hidden, V, rows, out, 1);
+      kept_[i] = true;
+    }
+    for (int64_t r = 0; r < rows; ++r) logits(d + r)[i] = out[r];
+    known_[i] = d + rows - 1;
+  }
+
+ private:
+  const NadeParameters& m_;
+  const SampleSpace& s_;
+  int64_t known_[kTile];  // the last dimension whose logit is there
+  int64_t changes_[kTile];
+  bool kept_[kTile];  // whether `hidden` is that of the units
+};
+
 // x_id ~ p(x_d | x_i,<d) for d = num_given … D − 1 and log_prob_i = Σ_d log p(x_id | x_i,<d), for samples first + [0,
 // n). Returns false if a conditional was not a distribution.
 bool sample_tile(const NadeSample& q, int64_t first, int64_t n, float* scratch) {
   const NadeParameters& m = q.model;
   const SampleSpace s(m, scratch);
   const int64_t H = row_stride(m.H), P = m.P, D = m.D, G = q.num_given;
+  const bool binary = P == 1 && m.num_layers == 0;
   double total[kTile] = {};
   memset(s.logits, 0, P * kTile * sizeof(float));
+  memset(s.ahead, 0, kFusedRows * kTile * sizeof(float));
   memset(s.words, 0, 4 * kTile * sizeof(uint32_t));
+  const auto units = [&](int64_t i) { return Units{s.units + i * H, s.bounds + i}; };
+  start_units(m, units(0));
+  for (int64_t i = 1; i < n; ++i) copy_units(m, units(0), units(i));
   for (int64_t i = 0; i < n; ++i) {
-    float* a = s.activation + i * H;
-    start_activation(m, a);
     uint8_t* x = q.x + (first + i) * D;
     if (G > 0) memcpy(x, q.given + (first + i) * G, G);
     for (int64_t d = 0; d < G; ++d)
-      if (x[d] != 0) add_input(m, d, x[d], a, nullptr);
-    update_hidden(a, nullptr, 0.0f, s.hidden + i * H, m.H);
+      if (x[d] != 0) add_input(m, x, d, units(i), nullptr, s.spare);
+    read_units(m, units(i), s.hidden + i * H);
   }
+  Lookahead lookahead(m, s, n);
   const Vector temperature = broadcast(q.temperature);
   for (int64_t d = G; d < D; ++d) {
     if (d == G || d % 4 == 0) {
@@ -116,17 +171,24 @@ bool sample_tile(const NadeSample& q, int64_t first, int64_t n, float* scratch) 
       features = target;
       stride = next;
     }
-    if (P == 1) {
+    float* logits = s.logits;
+    if (binary) {
+      for (int64_t i = 0; i < n; ++i) {
+        const uint8_t* x = q.x + (first + i) * D;
+        lookahead.advance(i, x, d, d > G && x[d - 1] != 0, units(i));
+      }
+      logits = lookahead.logits(d);
+    } else if (P == 1) {
       dots(m.V + d * m.F, features, stride, n, m.F, s.logits, 1);
     } else {
       for (int64_t i = 0; i < n; ++i) s.in[i] = features + i * stride;
       outputs_ahead(m, d, s.in, n, nullptr, s.packed, s.logits, kTile);
     }
     for (int64_t i = 0; i < n; i += kWidth) {
-      add_bias(s.logits + i, kTile, m.b + d * P, P);
-      for (int64_t k = 0; k < P; ++k) store(s.logits + k * kTile + i, load(s.logits + k * kTile + i) / temperature);
+      add_bias(logits + i, kTile, m.b + d * P, P);
+      for (int64_t k = 0; k < P; ++k) store(logits + k * kTile + i, load(logits + k * kTile + i) / temperature);
       Vector term;
-      store_int(s.states + i, draw_states(s.logits + i, s.weights + i, kTile, P,
+      store_int(s.states + i, draw_states(logits + i, s.weights + i, kTile, P,
                                           uniforms_from_words(s.words + (d & 3) * kTile + i), &term));
       store(s.terms + i, term);
     }
@@ -136,9 +198,9 @@ bool sample_tile(const NadeSample& q, int64_t first, int64_t n, float* scratch) 
       total[i] += static_cast<double>(s.terms[i]);
       q.x[(first + i) * D + d] = static_cast<uint8_t>(s.states[i]);
     }
-    if (d + 1 == D) break;
+    if (d + 1 == D || binary) continue;
     for (int64_t i = 0; i < n; ++i)
-      if (s.states[i] != 0) add_input(m, d, s.states[i], s.activation + i * H, s.hidden + i * H);
+      if (s.states[i] != 0) add_input(m, q.x + (first + i) * D, d, units(i), s.hidden + i * H, s.spare);
   }
   for (int64_t i = 0; i < n; ++i) q.log_prob[first + i] = static_cast<float>(total[i]);
   return true;
@@ -161,31 +223,39 @@ bool nade_sample_alone(const NadeSample& q, int64_t index, float* logits, float*
   const int64_t fitting = kAheadFloats / (P * F);
   const int64_t most = fitting < 1 ? 1 : fitting < kMostAhead ? fitting : kMostAhead;
   const int64_t fewest = P > 1 ? 1 : most < kFewestAhead ? most : kFewestAhead;
-  uint8_t* x = q.x + index * D;
-  start_activation(m, s.activation);
+  const bool binary = P == 1 && m.num_layers == 0;
+  const Units units = {s.units, s.bounds};
+  start_units(m, units);
   for (int64_t d = 0; d < G; ++d) {
-    const uint8_t state = q.given[index * G + d];
-    if (rank == 0) x[d] = state;
-    if (state != 0) add_input(m, d, state, s.activation, nullptr);
+    s.own[d] = q.given[index * G + d];
+    if (s.own[d] != 0) add_input(m, s.own, d, units, nullptr, s.spare);
   }
-  update_hidden(s.activation, nullptr, 0.0f, s.hidden, m.H);
+  read_units(m, units, s.hidden);
   for (int64_t k = first; k < last; ++k)  // the lanes without a dimension are numbers too
     for (int64_t turn = 0; turn < 2; ++turn)
       memset(logits + (turn * P + k) * kMostAhead, 0, kMostAhead * sizeof(float));
   philox_dimensions(q.seed, q.first_index + static_cast<uint64_t>(index), G, D, s.uniforms);
   const float* features = lone_features(m, s);
   double total = 0.0;
+  bool changed = false;  // by state d − 1, which is not in the units yet
   int64_t ahead = fewest, meetings = 0;
   for (int64_t d = G; d < D;) {
     const int64_t n = ahead < D - d ? ahead : D - d;
     float* l = logits + meetings % 2 * P * kMostAhead;
+    if (changed && binary) {
+      add_input(m, s.own, d - 1, units, s.hidden, output_rows(m, d, n, 1, nullptr), n, l, 1, s.spare);
+    } else if (changed) {
+      add_input(m, s.own, d - 1, units, s.hidden, s.spare);
+      features = lone_features(m, s);
+    }
     if (P == 1) {
-      dots(features, m.V + d * F, F, n, F, l, 1);
+      if (!changed || !binary) dots(features, m.V + d * F, F, n, F, l, 1);
     } else {
       for (int64_t i = 0; i < n; ++i)
         dots<true>(features, m.V + ((d + i) * P + first) * F, F, last - first, F, l + first * kMostAhead + i,
                    kMostAhead, P * F);
     }
+    changed = false;
     for (int64_t k = first; k < last; ++k) {
       float* row = l + k * kMostAhead;
       for (int64_t i = 0; i < n; ++i) row[i] = (row[i] + m.b[(d + i) * P + k]) / q.temperature;
@@ -209,17 +279,15 @@ bool nade_sample_alone(const NadeSample& q, int64_t index, float* logits, float*
       state = s.states[i];
       if (state == kNoState) return false;
       total += static_cast<double>(s.terms[i]);
-      if (rank == 0) x[d] = static_cast<uint8_t>(state);
+      s.own[d] = static_cast<uint8_t>(state);
     }
-    if (state == 0) {
-      ahead = 2 * ahead < most ? 2 * ahead : most;
-    } else if (d < D) {
-      add_input(m, d - 1, state, s.activation, s.hidden);
-      features = lone_features(m, s);
-      ahead = fewest;
-    }
+    changed = state != 0;
+    ahead = changed ? fewest : 2 * ahead < most ? 2 * ahead : most;
   }
-  if (rank == 0) q.log_prob[index] = static_cast<float>(total);
+  if (rank == 0) {
+    memcpy(q.x + index * D, s.own, D);
+    q.log_prob[index] = static_cast<float>(total);
+  }
   return true;
 }
 

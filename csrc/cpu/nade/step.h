@@ -8,90 +8,9 @@
 #pragma once
 
 #include "cpu/conditionals.h"
-#include "cpu/nade/products.h"
+#include "cpu/nade/units.h"
 
 namespace pyar::cpu::PYAR_LEVEL {
-
-// ---------------------------------------------------------------------------------------------------------------------
-// The hidden units: a [H], h [H], both padded.
-
-// a_j += scale·w_j (if w is not null), then h_j = σ(a_j) (if h is not null), for j < H.
-//   a, h  [H], padded; their padding is finite
-//   w     [H]
-PYAR_INLINE void update_hidden(float* a, const float* w, float scale, float* h, int64_t H) {
-  const Vector factor = broadcast(scale);
-  for (int64_t j = 0; j < padded(H); j += kWidth) {
-    Vector value = load(a + j);
-    if (w != nullptr && j < H) {
-      const Vector weight = j + kWidth <= H ? load(w + j) : load_first(w + j, static_cast<int>(H - j));
-      value = fused_multiply_add(factor, weight, value);
-      store(a + j, value);
-    }
-    if (h != nullptr) store(h + j, sigmoid(value));
-  }
-}
-
-// What state x > 0 of dimension d adds to the activation: a row of W and its factor.
-PYAR_INLINE const float* input_row(const NadeParameters& m, int64_t d, int x, float* scale) {
-  if (m.scalar_input) {
-    *scale = static_cast<float>(x) / static_cast<float>(m.K - 1);
-    return m.W + d * m.H;
-  }
-  *scale = 1.0f;
-  return m.W + (d * (m.K - 1) + x - 1) * m.H;
-}
-
-PYAR_INLINE void prefetch(const float* p, int64_t count) {
-  for (int64_t j = 0; j < count; j += kPadding) __builtin_prefetch(p + j, 0, 2);
-}
-
-// Asks for the row of W that state x of dimension d will need. Which row that is follows no pattern, so that otherwise
-// every one is waited for; a single row for all states of a dimension needs no help.
-PYAR_INLINE void prefetch_input(const NadeParameters& m, int64_t d, int x) {
-  if (x != 0 && m.K > 2 && !m.scalar_input) prefetch(m.W + (d * (m.K - 1) + x - 1) * m.H, m.H);
-}
-
-// a += W[d, x] and h = σ(a) for a state x > 0 of dimension d; h may be null.
-//   a, h  [H], padded
-inline void add_input(const NadeParameters& m, int64_t d, int x, float* a, float* h) {
-  float scale;
-  const float* w = input_row(m, d, x, &scale);
-  update_hidden(a, w, scale, h, m.H);
-}
-
-// a = c, the activation before the first dimension.
-//   a  [H], padded with zeros
-inline void start_activation(const NadeParameters& m, float* a) {
-  memcpy(a, m.c, m.H * sizeof(float));
-  for (int64_t j = m.H; j < padded(m.H); ++j) a[j] = 0.0f;
-}
-
-constexpr int64_t kReplayAhead = 8;  // dimensions between asking for a row of W and adding it
-
-// Walks dimensions d0 … d1 of one sample: a ← a + W[d, x_d], h_{d+1} = σ(a) where x_d > 0. Returns the number of runs.
-//   x       [D]
-//   a       [H], the activation at d0, in the end that at d1
-//   same    [H], the hidden units of that very a, to be copied instead of computed; or null
-//   hidden  [runs, row_stride(H)]
-//   run     [d1 − d0], the run of every dimension
-inline int64_t replay(const NadeParameters& m, const uint8_t* x, int64_t d0, int64_t d1, float* a, const float* same,
-                      float* hidden, int32_t* run) {
-  const int64_t stride = row_stride(m.H);
-  int64_t r = 0;
-  if (same == nullptr) {
-    update_hidden(a, nullptr, 0.0f, hidden, m.H);
-  } else if (same != hidden) {
-    memcpy(hidden, same, padded(m.H) * sizeof(float));
-  }
-  for (int64_t d = d0; d < d1; ++d) {
-    run[d - d0] = static_cast<int32_t>(r);
-    if (d + kReplayAhead < d1) prefetch_input(m, d + kReplayAhead, x[d + kReplayAhead]);
-    if (x[d] == 0) continue;
-    if (d + 1 < d1) ++r;
-    add_input(m, d, x[d], a, d + 1 < d1 ? hidden + r * stride : nullptr);
-  }
-  return r + 1;
-}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The added layers.
@@ -211,6 +130,13 @@ inline void outputs_ahead(const NadeParameters& m, int64_t d, const float* const
                    logits + k * out_stride + begin, out_stride);
     }
   }
+}
+
+// The output rows of dimensions d … d + count − 1 where P = 1, for `uses` samples.
+//   packed  [packed_floats()], work space
+PYAR_INLINE Rows output_rows(const NadeParameters& m, int64_t d, int64_t count, int64_t uses, float* packed) {
+  if (m.rows != nullptr) return {m.rows + d * row_stride(m.F), row_stride(m.F), padded(m.F)};
+  return group_rows(m.V + d * m.F, count, m.F, uses, packed);
 }
 
 // logits[((d − d0)·P + k)·out_stride] = Σ_j V_d[k, j] features[run_d, j] for d0 ≤ d < d1, k < P, of one sample: one

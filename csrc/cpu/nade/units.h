@@ -1,0 +1,341 @@
+// NADE's hidden units of one sample, in one of two forms:
+//
+//   additive   a ← a + W[d, x_d],                 h = σ(a)
+//   product    E ← E·e^(−W[d, 1]),                h = 1 / (1 + E),      where E = e^(−a)
+//
+// The product form takes no exponential where a state is seen or drawn: the factors e^(−W) are made once a call. It is
+// for two states, where every change is by the same row; of many states' rows most would be used seldom.
+//
+// Which form a sample is in follows from the parameters and that sample's states alone, so that its bits depend on no
+// batch, tile or thread: two states begin in the product form, and a sample in which |a| could pass kRange goes on in
+// the additive form, from a summed anew. All samples keep a bound on |a|: what a change can add to it is added, and
+// where that passes kRange, the bound is measured.
+#pragma once
+
+#include "cpu/nade/products.h"
+
+namespace pyar::cpu::PYAR_LEVEL {
+
+constexpr float kRange = 80.0f;                // e^80 and e^−80 are normal numbers with room to spare
+constexpr float kAdditive = __builtin_inff();  // the bound of a sample in the additive form
+constexpr int64_t kReciprocals = 2 * kLanes;   // units whose reciprocals are computed together
+
+// The units of one sample: a [H] or E [H], padded, and the bound on |a|.
+struct Units {
+  float* row;
+  float* bound;
+};
+
+// What state 1 of a dimension multiplies E by: [H], padded with what changes nothing; and max |W|, or NaN. Where that
+// is small, the factors are kept less one, E ← E + E·(e^(−W) − 1), for digits that e^(−W) would lose near one; where it
+// is not, e^(−W) − 1 would lose those of e^(−W) near zero.
+constexpr float kSmall = 0.34f;  // below ln 2 / 2
+
+struct Factors {
+  const float* row;
+  float largest;
+};
+
+// a_j += scale·w_j (if w is not null), then h_j = σ(a_j) (if h is not null), for j < H.
+//   a, h  [H], padded; their padding is finite
+//   w     [H]
+PYAR_INLINE void update_hidden(float* a, const float* w, float scale, float* h, int64_t H) {
+  const Vector factor = broadcast(scale);
+  for (int64_t j = 0; j < padded(H); j += kWidth) {
+    Vector value = load(a + j);
+    if (w != nullptr && j < H) {
+      const Vector weight = j + kWidth <= H ? load(w + j) : load_first(w + j, static_cast<int>(H - j));
+      value = fused_multiply_add(factor, weight, value);
+      store(a + j, value);
+    }
+    if (h != nullptr) store(h + j, sigmoid(value));
+  }
+}
+
+// What state x > 0 of dimension d adds to the activation: a row of W and its factor.
+PYAR_INLINE const float* input_row(const NadeParameters& m, int64_t d, int x, float* scale) {
+  if (m.scalar_input) {
+    *scale = static_cast<float>(x) / static_cast<float>(m.K - 1);
+    return m.W + d * m.H;
+  }
+  *scale = 1.0f;
+  return m.W + (d * (m.K - 1) + x - 1) * m.H;
+}
+
+PYAR_INLINE void prefetch(const float* p, int64_t count) {
+  for (int64_t j = 0; j < count; j += kPadding) __builtin_prefetch(p + j, 0, 2);
+}
+
+// Asks for the row of W that state x of dimension d will need. Which row that is follows no pattern, so that otherwise
+// every one is waited for; a single row for all states of a dimension needs no help.
+PYAR_INLINE void prefetch_input(const NadeParameters& m, int64_t d, int x) {
+  if (x != 0 && m.K > 2 && !m.scalar_input) prefetch(m.W + (d * (m.K - 1) + x - 1) * m.H, m.H);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The factors.
+
+// max_j |w_j|, or NaN if one is NaN.
+inline float largest_magnitude(const float* w, int64_t H) {
+  IntVector largest = {};  // as integers, so that NaN is the largest of all
+  for (int64_t j = 0; j < H; j += kWidth) {
+    const Vector weight = j + kWidth <= H ? load(w + j) : load_first(w + j, static_cast<int>(H - j));
+    const IntVector magnitude = (IntVector)absolute(weight);
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  int32_t most = 0;
+  for (int lane = 0; lane < kWidth; ++lane) most = largest[lane] > most ? largest[lane] : most;
+  float result;
+  memcpy(&result, &most, sizeof result);
+  return result;
+}
+
+// factors_j = e^(−w_j), or e^(−w_j) − 1 where all are small, for j < H, and the same of zeros behind. Returns
+// largest_magnitude().
+inline float make_factors(const float* w, int64_t H, float* factors) {
+  const float largest = largest_magnitude(w, H);
+  const bool small = largest <= kSmall;
+  for (int64_t j = 0; j < padded(H); j += kWidth) {
+    const int64_t left = H - j < 0 ? 0 : H - j;
+    const Vector weight = left >= kWidth ? load(w + j) : load_first(w + j, static_cast<int>(left));
+    if (small) {
+      store(factors + j, small_exponential_minus_one(-weight));
+    } else {
+      Vector power, t;
+      split_exponential(-weight, &power, &t);
+      store(factors + j, fused_multiply_add(power, t, power));
+    }
+  }
+  return largest;
+}
+
+// The factors of dimension d: from the call's table, or made in `spare`, [H] padded.
+PYAR_INLINE Factors factors_of(const NadeParameters& m, int64_t d, float* spare) {
+  if (m.factors != nullptr) return {m.factors + d * row_stride(m.H), m.largest[d]};
+  return {spare, make_factors(m.W + d * m.H, m.H, spare)};
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The product form.
+
+// E_j ← E_j u_j, or E_j u_j + E_j where `small`, (kUpdate), h_j = 1 / (1 + E_j) (kept in h if kStore) and
+// out[r·out_stride] = Σ_j V[r·stride + j] h_j for r < kRows. One division serves two units, j and j + 16 of every 32;
+// where E is so large that the product of two could overflow, h is as small as at 2⁶².
+//   E, h  [H], padded
+//   u     [H], padded: factors
+//   V     [kRows, columns]; columns: H, or padded(H) with zeros behind H
+template <bool kUpdate, bool kStore, int kRows>
+__attribute__((noinline)) void product_rows(float* E, const float* u, bool small, float* h, int64_t H, const float* V,
+                                            int64_t stride, int64_t columns, float* out, int64_t out_stride) {
+  Vector sum[kRows > 0 ? kRows : 1][kParts] = {};
+  const int32_t mask = small ? -1 : 0;
+  const auto denominator = [&](int64_t at) __attribute__((always_inline)) {
+    Vector value = load(E + at);
+    if constexpr (kUpdate) {
+      value = fused_multiply_add(value, load(u + at), (Vector)((IntVector)value & mask));
+      store(E + at, value);
+    }
+    return 1.0f + minimum(broadcast(0x1p62f), value);
+  };
+  const auto use = [&](int64_t at, int p, Vector value, bool whole) __attribute__((always_inline)) {
+    if constexpr (kStore) store(h + at, value);
+    const int count = whole ? kWidth
+                            : static_cast<int>(columns - at < 0        ? 0
+                                               : columns - at < kWidth ? columns - at
+                                                                       : kWidth);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const float* row = V + r * stride + at;
+      sum[r][p] = fused_multiply_add(whole ? load(row) : load_first(row, count), value, sum[r][p]);
+    }
+  };
+  const auto pair = [&](int64_t j, bool whole) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; ++p) {
+      const int64_t at = j + p * kWidth;
+      const Vector one = denominator(at), two = denominator(at + kLanes);
+      const Vector reciprocal = 1.0f / (one * two);
+      use(at, p, reciprocal * two, whole);
+      use(at + kLanes, p, reciprocal * one, whole);
+    }
+  };
+  const int64_t end = padded(H), readable = kRows == 0 || columns > end ? end : columns;
+  int64_t j = 0;
+  for (; j + kReciprocals <= readable; j += kReciprocals) pair(j, true);
+  if (j + kReciprocals <= end) {
+    pair(j, false);
+  } else if (j < end) {
+    for (int p = 0; p < kParts; ++p) use(j + p * kWidth, p, 1.0f / denominator(j + p * kWidth), false);
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) out[r * out_stride] = sum_of_lanes(sum[r]);
+}
+
+constexpr int64_t kFusedRows = 4;  // rows of V that product_rows() takes at most
+
+// product_rows() for `rows` rows, 0 … kFusedRows.
+template <bool kUpdate, bool kStore>
+PYAR_INLINE void product_step(float* E, const Factors& factors, float* h, int64_t H, const Rows& V, int64_t rows,
+                              float* out, int64_t out_stride) {
+  switch (rows) {
+#define PYAR_CASE(c)                                                                                           \
+  case c:                                                                                                      \
+    return product_rows<kUpdate, kStore, c>(E, factors.row, factors.largest <= kSmall, h, H, V.data, V.stride, \
+                                            V.columns, out, out_stride)
+    PYAR_CASE(1);
+    PYAR_CASE(2);
+    PYAR_CASE(3);
+    PYAR_CASE(4);
+#undef PYAR_CASE
+    default:
+      if constexpr (kUpdate || kStore)
+        return product_rows<kUpdate, kStore, 0>(E, factors.row, factors.largest <= kSmall, h, H, V.data, V.stride,
+                                                V.columns, out, out_stride);
+  }
+}
+
+// A bound on |a| = |ln E| of all units, by their exponents.
+inline float measured_bound(const float* E, int64_t H) {
+  Vector highest = load(E), lowest = highest;
+  for (int64_t j = 0; j < padded(H); j += kWidth) {
+    highest = maximum(highest, load(E + j));
+    lowest = minimum(lowest, load(E + j));
+  }
+  int most = 0;
+  for (int lane = 0; lane < kWidth; ++lane) {
+    int above, below;  // 2^(above − 1) ≤ E < 2^above
+    frexpf(highest[lane], &above);
+    frexpf(lowest[lane], &below);
+    most = above > most ? above : most;
+    most = 1 - below > most ? 1 - below : most;
+  }
+  return 0.6931473f * static_cast<float>(most);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Units in either form.
+
+// The units before the first dimension, a = c.
+inline void start_units(const NadeParameters& m, const Units& units) {
+  memcpy(units.row, m.c, m.H * sizeof(float));
+  for (int64_t j = m.H; j < padded(m.H); ++j) units.row[j] = 0.0f;
+  *units.bound = kAdditive;
+  if (m.K != 2) return;
+  float largest = 0.0f;
+  for (int64_t j = 0; j < m.H; ++j)
+    if (!(fabsf(m.c[j]) <= largest)) largest = fabsf(m.c[j]);  // NaN stays
+  if (!(largest <= kRange)) return;
+  *units.bound = largest;
+  for (int64_t j = 0; j < padded(m.H); j += kWidth) {
+    Vector power, t;
+    split_exponential(-load(units.row + j), &power, &t);
+    store(units.row + j, fused_multiply_add(power, t, power));
+  }
+}
+
+// Copies the units of one sample.
+PYAR_INLINE void copy_units(const NadeParameters& m, const Units& from, const Units& to) {
+  memcpy(to.row, from.row, padded(m.H) * sizeof(float));
+  *to.bound = *from.bound;
+}
+
+// Whether state 1 of dimension d may be multiplied to the units. If not, they are in the additive form when this
+// returns, with a summed anew over the dimensions before d.
+//   x  [D], the sample's states
+inline bool stays_product(const NadeParameters& m, const uint8_t* x, int64_t d, const Factors& factors,
+                          const Units& units) {
+  if (*units.bound + factors.largest <= kRange) {
+    *units.bound += factors.largest;
+    return true;
+  }
+  if (*units.bound == kAdditive) return false;
+  *units.bound = measured_bound(units.row, m.H) + factors.largest;
+  if (*units.bound <= kRange) return true;
+  *units.bound = kAdditive;
+  memcpy(units.row, m.c, m.H * sizeof(float));
+  for (int64_t j = m.H; j < padded(m.H); ++j) units.row[j] = 0.0f;
+  for (int64_t e = 0; e < d; ++e)
+    if (x[e] != 0) update_hidden(units.row, m.W + e * m.H, 1.0f, nullptr, m.H);
+  return false;
+}
+
+// The units after dimension d, where x_d > 0; their h, if h is not null; and out[r·out_stride] = Σ_j V[r, j] h_j for
+// r < rows. Where more than kFusedRows are wanted, h must not be null.
+//   x      [D], the sample's states
+//   h      [H], padded
+//   V      [rows, H]
+//   spare  [2, row_stride(H)], work space
+inline void add_input(const NadeParameters& m, const uint8_t* x, int64_t d, const Units& units, float* h, const Rows& V,
+                      int64_t rows, float* out, int64_t out_stride, float* spare) {
+  int64_t done = 0;
+  if (*units.bound < kAdditive) {
+    const Factors factors = factors_of(m, d, spare);
+    if (stays_product(m, x, d, factors, units)) {
+      done = rows < kFusedRows ? rows : kFusedRows;
+      if (h != nullptr)
+        product_step<true, true>(units.row, factors, h, m.H, V, done, out, out_stride);
+      else
+        product_step<true, false>(units.row, factors, h, m.H, V, done, out, out_stride);
+      if (done == rows) return;
+      return dots(h, V.data + done * V.stride, V.stride, rows - done, V.columns, out + done * out_stride, out_stride);
+    }
+  }
+  float scale;
+  const float* w = input_row(m, d, x[d], &scale);
+  float* hidden = h == nullptr && rows > 0 ? spare : h;
+  update_hidden(units.row, w, scale, hidden, m.H);
+  if (rows > 0) dots(hidden, V.data, V.stride, rows, V.columns, out, out_stride);
+}
+
+PYAR_INLINE void add_input(const NadeParameters& m, const uint8_t* x, int64_t d, const Units& units, float* h,
+                           float* spare) {
+  add_input(m, x, d, units, h, {}, 0, nullptr, 0, spare);
+}
+
+// h [H], padded, of the units as they are, and out[r·out_stride] = Σ_j V[r, j] h_j for r < rows.
+inline void read_units(const NadeParameters& m, const Units& units, float* h, const Rows& V, int64_t rows, float* out,
+                       int64_t out_stride) {
+  int64_t done = 0;
+  if (*units.bound < kAdditive) {
+    done = rows < kFusedRows ? rows : kFusedRows;
+    product_step<false, true>(units.row, Factors{}, h, m.H, V, done, out, out_stride);
+  } else {
+    update_hidden(units.row, nullptr, 0.0f, h, m.H);
+  }
+  if (done < rows)
+    dots(h, V.data + done * V.stride, V.stride, rows - done, V.columns, out + done * out_stride, out_stride);
+}
+
+PYAR_INLINE void read_units(const NadeParameters& m, const Units& units, float* h) {
+  read_units(m, units, h, {}, 0, nullptr, 0);
+}
+
+constexpr int64_t kReplayAhead = 8;  // dimensions between asking for a row of W and adding it
+
+// Walks dimensions d0 … d1 of one sample: the units, and h for every run. Returns the number of runs.
+//   x       [D]
+//   units   at d0, in the end at d1
+//   same    [H], the hidden units at d0, to be copied instead of computed; or null
+//   hidden  [runs, row_stride(H)]
+//   run     [d1 − d0], the run of every dimension
+//   spare   [row_stride(H)], work space
+inline int64_t replay(const NadeParameters& m, const uint8_t* x, int64_t d0, int64_t d1, const Units& units,
+                      const float* same, float* hidden, int32_t* run, float* spare) {
+  const int64_t stride = row_stride(m.H);
+  int64_t r = 0;
+  if (same == nullptr) {
+    read_units(m, units, hidden);
+  } else if (same != hidden) {
+    memcpy(hidden, same, padded(m.H) * sizeof(float));
+  }
+  for (int64_t d = d0; d < d1; ++d) {
+    run[d - d0] = static_cast<int32_t>(r);
+    if (d + kReplayAhead < d1) prefetch_input(m, d + kReplayAhead, x[d + kReplayAhead]);
+    if (x[d] == 0) continue;
+    if (d + 1 < d1) ++r;
+    add_input(m, x, d, units, d + 1 < d1 ? hidden + r * stride : nullptr, spare);
+  }
+  return r + 1;
+}
+
+}  // namespace pyar::cpu::PYAR_LEVEL
