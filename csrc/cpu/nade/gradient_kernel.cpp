@@ -54,7 +54,7 @@ struct BackwardSpace {
     units = cut.floats(row_stride(m.H));
     bound = cut.floats(1);
     spare = cut.floats(row_stride(m.H));
-    logits = cut.floats(block);
+    logits = cut.floats(kUnit * padded(block));
     terms = cut.floats(block);
     states = cut.array<int32_t>(padded(block));
     packed = cut.floats(packed_floats(m));
@@ -177,89 +177,111 @@ void group_backward(const NadeBackward& q, int64_t d0, int64_t g0, int64_t g1, i
   }
 }
 
-// y_j = Σ_r g_r rows[r·stride + j], then row_j = later_j and later_j += h_j (1 − h_j) y_j, for the j of kVectors
-// vectors.
+// later_j += h_j (1 − h_j) Σ_r g_r rows[r·stride + j] for the j of kVectors vectors; before, row_j = later_j if kKeep.
 //   g     [count]
 //   rows  [count, columns]
-template <int kVectors>
+template <int kVectors, bool kKeep>
 PYAR_INLINE void run_backward_columns(const float* g, const float* rows, int64_t stride, int64_t count, const float* h,
                                       float* later, float* row) {
-  Vector y[kVectors] = {};
-  for (int64_t r = 0; r < count;) {
-    const int64_t end = r + kSummedRows < count ? r + kSummedRows : count;
-    Vector sum[kVectors] = {};
-    for (; r < end; ++r) {
-      const Vector weight = broadcast(g[r]);
+  Vector sum[kVectors] = {};
+  for (int64_t r = 0; r < count; ++r) {
+    const Vector weight = broadcast(g[r]);
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v)
-        sum[v] = fused_multiply_add(load(rows + r * stride + v * kWidth), weight, sum[v]);
-    }
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) y[v] += sum[v];
+    for (int v = 0; v < kVectors; ++v)
+      sum[v] = fused_multiply_add(load(rows + r * stride + v * kWidth), weight, sum[v]);
   }
 #pragma GCC unroll 8
   for (int v = 0; v < kVectors; ++v) {
-    const Vector hidden = load(h + v * kWidth), sum = load(later + v * kWidth);
-    store(later + v * kWidth, fused_multiply_add(hidden * (1.0f - hidden), y[v], sum));
-    store(row + v * kWidth, sum);
+    const Vector hidden = load(h + v * kWidth), before = load(later + v * kWidth);
+    store(later + v * kWidth, fused_multiply_add(hidden * (1.0f - hidden), sum[v], before));
+    if constexpr (kKeep) store(row + v * kWidth, before);
   }
 }
 
 // The same for all of H.
 //   rows  [count, H], padded with zeros
-PYAR_INLINE void run_backward(const float* g, const float* rows, int64_t stride, int64_t count, const float* h,
-                              int64_t H, float* later, float* row) {
+template <bool kKeep>
+__attribute__((noinline)) void run_backward(const float* g, const float* rows, int64_t stride, int64_t count,
+                                            const float* h, int64_t H, float* later, float* row) {
   int64_t j = 0;
   for (; j + 8 * kWidth <= padded(H); j += 8 * kWidth)
-    run_backward_columns<8>(g, rows + j, stride, count, h + j, later + j, row + j);
-  for (; j < padded(H); j += kWidth) run_backward_columns<1>(g, rows + j, stride, count, h + j, later + j, row + j);
+    run_backward_columns<8, kKeep>(g, rows + j, stride, count, h + j, later + j, row + j);
+  for (; j < padded(H); j += kWidth)
+    run_backward_columns<1, kKeep>(g, rows + j, stride, count, h + j, later + j, row + j);
 }
 
-// nade_backward_samples() for sample i where a dimension has one output row and there are no added layers: forwards
-// over the block, with the logits made together with the hidden units, then backwards run by run.
-//   gradients  [block], of the logits, kSubBatch apart
-void binary_backward(const NadeBackward& q, int64_t d0, int64_t d1, int64_t i, const BackwardSpace& s,
+// Dimensions whose rows of V and factors stay in the first-level cache while the samples of a unit pass.
+constexpr int64_t kStrip = 4;
+
+// nade_backward_samples() for samples first + [0, n), n ≤ kUnit, where a dimension has one output row and there are no
+// added layers: forwards over the block, a strip of dimensions at a time, with the logits made together with the hidden
+// units, then backwards. The units walk on in their checkpoint, which is not needed again.
+//   gradients  [block, n], of the logits, kSubBatch apart
+void binary_backward(const NadeBackward& q, int64_t d0, int64_t d1, int64_t first, int64_t n, const BackwardSpace& s,
                      float* gradients) {
   const NadeParameters& m = q.model;
-  const int64_t H = row_stride(m.H), dims = d1 - d0;
-  const uint8_t* x = q.x + i * m.D;
-  int32_t* run = q.run + i * q.block;
-  const float* rows = m.rows + d0 * row_stride(m.F);
-  float* hidden = q.hidden + i * q.block * H;
-  const Units units = {s.units, s.bound};
-  copy_units(m, {q.checkpoints + (d0 / q.block * q.n + i) * H, q.bounds + d0 / q.block * q.n + i}, units);
-  int32_t r = 0;
-  for (int64_t d = d0; d < d1; ++r) {
-    int64_t end = d + 1;
-    while (end < d1 && x[end - 1] == 0) ++end;
-    const Rows V = {rows + (d - d0) * row_stride(m.F), row_stride(m.F), padded(m.F)};
-    if (d == d0)
-      read_units(m, units, hidden, V, end - d, s.logits, 1);
-    else
-      add_input(m, x, d - 1, units, hidden + r * H, V, end - d, s.logits + d - d0, 1, s.spare);
-    for (; d < end; ++d) run[d - d0] = r;
-  }
-  if (q.grad_logits != nullptr) {
-    memcpy(s.logits, q.grad_logits + i * m.D + d0, dims * sizeof(float));
-  } else {
-    const Vector scale = broadcast(q.grad_log_prob != nullptr ? q.grad_log_prob[i] : q.grad_constant);
-    for (int64_t j = 0; j < dims; j += kWidth) {
-      const int left = static_cast<int>(dims - j < kWidth ? dims - j : kWidth);
-      store(s.logits + j, load(s.logits + j) + load_first(m.b + d0 + j, left));
-      for (int64_t k = j; k < j + kWidth; ++k) s.states[k] = k < dims ? x[d0 + k] : 0;
-      store(s.terms + j, log_probability<true>(s.logits + j, 0, 1, load_int(s.states + j), scale));
+  const int64_t H = row_stride(m.H), dims = d1 - d0, width = padded(q.block);
+  const auto output_row = [&](int64_t at) { return m.rows + (d0 + at) * row_stride(m.F); };
+  for (int64_t begin = 0; begin < dims; begin += kStrip) {
+    const int64_t end = begin + kStrip < dims ? begin + kStrip : dims;
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t checkpoint = d0 / q.block * q.n + first + i;
+      const Units units = {q.checkpoints + checkpoint * H, q.bounds + checkpoint};
+      const uint8_t* x = q.x + (first + i) * m.D + d0;
+      int32_t* run = q.run + (first + i) * q.block;
+      float* hidden = q.hidden + (first + i) * q.block * H;
+      for (int64_t at = begin; at < end;) {
+        int64_t next = at + 1;
+        while (next < end && x[next - 1] == 0) ++next;
+        const Rows V = {output_row(at), row_stride(m.F), padded(m.F)};
+        float* logits = s.logits + i * width + at;
+        int32_t r = at == 0 ? 0 : run[at - 1];
+        if (at == 0) {
+          read_units(m, units, hidden, V, next, logits, 1);
+        } else if (x[at - 1] != 0) {
+          ++r;
+          add_input(m, x - d0, d0 + at - 1, units, hidden + r * H, V, next - at, logits, 1, s.spare);
+        } else {
+          dots(hidden + r * H, V.data, V.stride, next - at, V.columns, logits, 1);
+        }
+        for (; at < next; ++at) run[at] = r;
+      }
     }
-    if (q.log_prob != nullptr)
-      for (int64_t j = 0; j < dims; ++j) q.log_prob[i] += static_cast<double>(s.terms[j]);
   }
-  for (int64_t j = 0; j < dims; ++j) gradients[j * kSubBatch] = s.logits[j];
-  for (int64_t end = dims; end > 0;) {
-    int64_t begin = end - 1;
-    while (begin > 0 && run[begin - 1] == run[end - 1]) --begin;
-    const int64_t row = (i * q.block + run[begin]) * H;
-    run_backward(s.logits + begin, rows + begin * row_stride(m.F), row_stride(m.F), end - begin, q.hidden + row, m.H,
-                 q.later + i * H, q.suffix + row);
-    end = begin;
+  for (int64_t i = 0; i < n; ++i) {
+    float* logits = s.logits + i * width;
+    if (q.grad_logits != nullptr) {
+      memcpy(logits, q.grad_logits + (first + i) * m.D + d0, dims * sizeof(float));
+    } else {
+      const uint8_t* x = q.x + (first + i) * m.D + d0;
+      Vector scale = broadcast(q.grad_log_prob != nullptr ? q.grad_log_prob[first + i] : q.grad_constant);
+      for (int64_t j = 0; j < dims; j += kWidth) {
+        const int left = static_cast<int>(dims - j < kWidth ? dims - j : kWidth);
+        if (q.grad_conditional != nullptr) scale = load_first(q.grad_conditional + (first + i) * m.D + d0 + j, left);
+        store(logits + j, load(logits + j) + load_first(m.b + d0 + j, left));
+        for (int64_t k = j; k < j + kWidth; ++k) s.states[k] = k < dims ? x[k] : 0;
+        store(s.terms + j, log_probability<true>(logits + j, 0, 1, load_int(s.states + j), scale));
+      }
+      if (q.log_prob != nullptr)
+        for (int64_t j = 0; j < dims; ++j) q.log_prob[first + i] += static_cast<double>(s.terms[j]);
+    }
+    for (int64_t j = 0; j < dims; ++j) gradients[j * kSubBatch + i] = logits[j];
+  }
+  for (int64_t begin = (dims - 1) / kStrip * kStrip; begin >= 0; begin -= kStrip) {
+    const int64_t end = begin + kStrip < dims ? begin + kStrip : dims;
+    for (int64_t i = 0; i < n; ++i) {
+      const int32_t* run = q.run + (first + i) * q.block;
+      for (int64_t last = end; last > begin;) {
+        int64_t at = last - 1;
+        while (at > begin && run[at - 1] == run[last - 1]) --at;
+        const int64_t row = ((first + i) * q.block + run[at]) * H;
+        const bool whole = last == dims || run[last] != run[last - 1];  // or the run goes on in the next strip
+        (whole ? run_backward<true> : run_backward<false>)(s.logits + i * width + at, output_row(at), row_stride(m.F),
+                                                           last - at, q.hidden + row, m.H, q.later + (first + i) * H,
+                                                           q.suffix + row);
+        last = at;
+      }
+    }
   }
 }
 
@@ -281,8 +303,7 @@ void nade_backward_samples(const NadeBackward& q, int64_t d0, int64_t begin, int
   if (m.rows != nullptr) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t of_unit = q.n * unit / kUnits;
-      for (int64_t i = of_unit; i < q.n * (unit + 1) / kUnits; ++i)
-        binary_backward(q, d0, d1, i, s, q.logit_gradients + unit * kUnit + i - of_unit);
+      binary_backward(q, d0, d1, of_unit, q.n * (unit + 1) / kUnits - of_unit, s, q.logit_gradients + unit * kUnit);
     }
     return;
   }
@@ -372,6 +393,54 @@ void one_sample_dimensions(const NadeBackward& q, int64_t d0, int64_t begin, int
   }
 }
 
+constexpr int kDimsTogether = 4;
+
+// ∂V_d = Σ_i ∂z_id f_idᵀ for kDimsTogether dimensions from `at` of the block, one output row each: neighbours mostly
+// share their runs, so that a row of hidden units is fetched once for several of them. As accumulate(), bit for bit.
+void accumulate_together(const NadeBackward& q, int64_t at, const float* const* g, float* out) {
+  constexpr int kVectors = kWidth == 16 ? 4 : 2;
+  constexpr int64_t kAhead = 8;  // samples between asking for a row and using it
+  const int64_t F = row_stride(q.model.F), columns = q.model.F;
+  for (int64_t j = 0; j < columns; j += kVectors * kWidth) {
+    Vector sum[kDimsTogether][kVectors] = {};
+    const bool whole = j + kVectors * kWidth <= F;
+    for (int64_t i = 0; i < q.n; ++i) {
+      const int32_t* run = q.run + i * q.block + at;
+      const float* hidden = q.hidden + i * q.block * F + j;
+      if (i + kAhead < q.n) {
+        const float* ahead = hidden + (kAhead * q.block + run[kAhead * q.block]) * F;
+        const float* last = hidden + (kAhead * q.block + run[kAhead * q.block + kDimsTogether - 1]) * F;
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors * kWidth; v += kPadding) {
+          __builtin_prefetch(ahead + v, 0, 3);
+          __builtin_prefetch(last + v, 0, 3);
+        }
+      }
+#pragma GCC unroll 4
+      for (int d = 0; d < kDimsTogether; ++d) {
+        const Vector weight = broadcast(g[i][d * kSubBatch]);
+        const float* row = hidden + run[d] * F;
+        if (whole) {
+#pragma GCC unroll 4
+          for (int v = 0; v < kVectors; ++v) sum[d][v] = fused_multiply_add(load(row + v * kWidth), weight, sum[d][v]);
+        } else {
+          for (int v = 0; v < kVectors && j + v * kWidth < F; ++v)
+            sum[d][v] = fused_multiply_add(load(row + v * kWidth), weight, sum[d][v]);
+        }
+      }
+    }
+    for (int d = 0; d < kDimsTogether; ++d) {
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t left = columns - j - v * kWidth;
+        if (left <= 0) break;
+        float* target = out + d * columns + j + v * kWidth;
+        const int valid = static_cast<int>(left < kWidth ? left : kWidth);
+        store_first(target, q.first ? sum[d][v] : load_first(target, valid) + sum[d][v], valid);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 // ∂V_d = Σ_i ∂z_id f_idᵀ, ∂b_d = Σ_i ∂z_id and ∂W[d, k] = Σ_{i: x_id = k} suffix_id for dimensions d0 + [begin, end) of
@@ -394,7 +463,11 @@ void nade_backward_dimensions(const NadeBackward& q, int64_t d0, int64_t begin, 
         g[i] = gradients + unit * kUnit + i - first;
       }
     }
-    accumulate(x, g, kSubBatch, q.n, P, m.F, q.grad_V + d * P * m.F, m.F, q.first);
+    const int64_t together = at - (at - begin) % kDimsTogether;
+    if (m.rows == nullptr || together + kDimsTogether > end)
+      accumulate(x, g, kSubBatch, q.n, P, m.F, q.grad_V + d * P * m.F, m.F, q.first);
+    else if (at == together)
+      accumulate_together(q, at, g, q.grad_V + d * m.F);
     for (int64_t k = 0; k < P; ++k) {
       Vector lanes[kParts] = {};
       for (int64_t unit = 0; unit < kUnits; ++unit) {

@@ -202,12 +202,13 @@ class SharedScratch {
 // What many samples share where there are two states, made for the life of this object.
 class Table {
  public:
+  static constexpr int64_t kAlways = 8;  // samples that pay for one; gradients, which read more rows, have one anyway
+
   // Makes one if there is none yet and `samples` pay for it, which are few: a row of factors costs as much as three
   // changes.
   Table(Model& model, int64_t samples) : model_(model) {
-    constexpr int64_t kWorthATable = 8;
     NadeParameters& m = model.view;
-    if (m.K != 2 || samples < kWorthATable || m.factors != nullptr) return;
+    if (m.K != 2 || samples < kAlways || m.factors != nullptr) return;
     const int64_t of_factors = m.D * row_stride(m.H), of_rows = m.num_layers == 0 ? m.D * row_stride(m.F) : 0;
     space_.emplace(of_factors + padded(m.D) + of_rows);
     NadeTable table{space_->data(), space_->data() + of_factors, nullptr};
@@ -306,7 +307,7 @@ struct Upstream {
 // The gradients of group `group` of `out`, from x [B, D]. log_prob [B] is added to, or null.
 void backward(Model& model, const uint8_t* x, int64_t B, const Upstream& upstream, double* log_prob,
               const Gradients& out, int64_t group = 0) {
-  const Table table(model, std::max<int64_t>(B, 1) + 8);
+  const Table table(model, Table::kAlways);
   const NadeParameters& m = model.view;
   const int64_t input_size = m.D * m.H * (m.scalar_input ? 1 : m.K - 1);
   const auto part_of = [group](const Tensor& t, int64_t size) { return floats(t) + group * size; };
@@ -439,6 +440,7 @@ GradientTuple nade_log_prob_backward_each(Tensor grad, Tensor x, Tensor W, Tenso
   std::optional<Tensor> contiguous;
   const Upstream upstream = checked_upstream(grad, {groups, n}, m.D, &contiguous);
   const Gradients out(model, b, {groups});
+  const Table table(model, Table::kAlways);  // here, for all groups
   const auto run = [&](int64_t begin, int64_t end) {
     std::vector<uint8_t> rows;
     std::vector<float> gradients;

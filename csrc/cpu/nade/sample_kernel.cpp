@@ -194,7 +194,7 @@ bool sample_tile(const NadeSample& q, int64_t first, int64_t n, float* scratch) 
     }
     for (int64_t i = 0; i < n; ++i) {
       if (s.states[i] == kNoState) return false;
-      if (n > 1) prefetch_input(m, d, s.states[i]);  // a single row is read right away
+      if (!binary) prefetch_input(m, d, s.states[i]);
       total[i] += static_cast<double>(s.terms[i]);
       q.x[(first + i) * D + d] = static_cast<uint8_t>(s.states[i]);
     }
