@@ -5,6 +5,7 @@ jobs:
   sweep       how pyar's time grows with the batch size B, the dimensions D, the hidden units H, the states K and the
               threads; its memory, import time and install time
   per-sample  gradients of every example, as torch.func gives them, beside a loop of single gradients
+  physics     the step of variational Monte Carlo on spins, beside a PyTorch MADE of equal parameters
   report      the site's page of benchmarks, the README's table, and plots, from stored results
   guard       has a change made pyar slower? counts instructions and compares with stored counts; needs valgrind
 
@@ -40,12 +41,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "jobs",
         nargs="+",
-        choices=("nade", "lstm", "sweep", "per-sample", "report", "guard"),
+        choices=("nade", "lstm", "sweep", "per-sample", "physics", "report", "guard"),
         metavar="job",
         help="one or more",
     )
     cores = len(os.sched_getaffinity(0))
-    measuring = parser.add_argument_group("measuring: nade, lstm, sweep")
+    measuring = parser.add_argument_group("measuring: nade, lstm, sweep, physics")
     measuring.add_argument("--threads", type=int, default=cores, help=f"cores for everybody (default: all, {cores})")
     measuring.add_argument(
         "--level",
@@ -110,6 +111,10 @@ def main(arguments: list[str] | None = None) -> int:
         from benchmarks.per_sample import run_per_sample
 
         status = run_per_sample(options.threads) or status
+    if "physics" in options.jobs:
+        from benchmarks.physics import run_physics
+
+        run_physics(options)
     if "report" in options.jobs:
         from benchmarks.report import write_report
         from pyar.files import write_text

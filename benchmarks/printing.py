@@ -29,4 +29,6 @@ def describe_outcome(outcome: dict[str, Any], ours: float | None) -> str:
         line += f"  {outcome['median_ms'] / ours:6.2f}× pyar's time"
     verdict = "checked" if outcome["status"] == "ok" else "IMPRECISE"
     line += f"  {verdict} ({outcome['error_over_tolerance']:.2g} of tolerance)"
+    if not outcome.get("settled", True):
+        line += "  UNSETTLED"
     return line + (f"  {outcome['note']}" if outcome.get("note") else "")

@@ -81,6 +81,7 @@ def render(documents: dict[str, dict[str, Any]]) -> str:
         )
     parts += pictures(documents, "speed", "floor")
     parts += imprecisions([*tables, *sweep])
+    parts += unsettled([*tables, *sweep])
     if "sweep" in documents:
         parts += render_sweep(documents["sweep"], pictures(documents, "growth"))
     parts += render_losses([*tables, *sweep])
@@ -101,6 +102,13 @@ def imprecisions(records: list[dict[str, Any]]) -> list[str]:
         f"{TOLERANCE['gradient']:.0e} of a parameter's largest), though by no more than float32 can lose by adding "
         f"the terms one after the other. The largest error: {'; '.join(errors)}."
     ]
+
+
+def unsettled(records: list[dict[str, Any]]) -> list[str]:
+    """The footnote to the times marked ‡; nothing where there are none."""
+    if all(outcome.get("settled", True) for record in records for outcome in record["outcomes"]):
+        return []
+    return ["‡ unsettled: its readings differed, or broke a trend, each time that they were taken."]
 
 
 def data_of(document: dict[str, Any] | None) -> Iterable[str]:
@@ -146,6 +154,7 @@ def cell(outcome: dict[str, Any] | None, ours: float | None) -> str:
     if outcome["status"] not in TIMED:
         return "WRONG" if outcome["status"] == "wrong" else outcome["status"]
     time = milliseconds(outcome["median_ms"]) + ("†" if outcome["status"] == "imprecise" else "")
+    time += "" if outcome.get("settled", True) else "‡"
     if outcome["contender"] == "pyar":
         return f"**{time}** ({100 * outcome['fraction_of_floor']:.0f} %)"
     return time if ours is None else f"{time} ({outcome['median_ms'] / ours:.1f}×)"

@@ -28,6 +28,10 @@ MIN_REPETITIONS, MAX_REPETITIONS = 3, 25
 LONG_SECONDS, LONG_REPETITIONS = 3.0, 2
 # Shorter work is done several times for one reading of the clock.
 SHORTEST_READING = 0.05
+# Readings are settled when the time at 80 % is at most so many times that at 20 %. Something else ran meanwhile where
+# they are not: all are measured again, so often at most, and what stays unsettled is marked.
+SETTLED_SPREAD = 1.3
+MOST_ATTEMPTS = 3
 
 
 @dataclass
@@ -41,6 +45,7 @@ class Outcome:
     error: float | None = None
     facts: dict[str, float] = field(default_factory=dict)
     note: str = ""
+    settled: bool = True
 
     def to_json(self) -> dict[str, Any]:
         record: dict[str, Any] = {"contender": self.contender, "status": self.status}
@@ -52,6 +57,8 @@ class Outcome:
             p20, median, p80 = np.percentile(self.seconds, (20, 50, 80))
             record |= {"median_ms": significant(1e3 * median), "p20_ms": significant(1e3 * p20)}
             record |= {"p80_ms": significant(1e3 * p80), "repetitions": len(self.seconds)}
+        if not self.settled:
+            record["settled"] = False
         record |= {name: significant(value) for name, value in self.facts.items()}
         if self.note:
             record["note"] = self.note
@@ -61,6 +68,12 @@ class Outcome:
 def significant(value: float) -> float:
     """Four significant digits."""
     return float(f"{value:.4g}")
+
+
+def spread(seconds: list[float]) -> float:
+    """How many times longer the reading at 80 % is than that at 20 %."""
+    p20, p80 = np.percentile(seconds, (20, 80))
+    return float(p80 / p20)
 
 
 def set_floor(record: dict[str, Any], floor: float) -> None:
@@ -156,7 +169,7 @@ class Runner:
         finally:
             folder.cleanup()
         running = [c for c in chosen if outcomes[c.name].status in TIMED]
-        self.time(running, outcomes)
+        self.time_until_settled(running, outcomes)
         record = {
             **labels,
             **case.to_json(),
@@ -175,6 +188,25 @@ class Runner:
         for case, changing_share, record in self.done:
             set_floor(record, self.machine.floor_seconds(case, changing_share))
         return self.machine
+
+    def time_until_settled(self, running: list[Contender], outcomes: dict[str, Outcome]) -> None:
+        """time(), and again, all of them interleaved, while a contender's readings spread; each keeps the attempt that
+        spread least."""
+        best: dict[str, list[float]] = {}
+        for _ in range(MOST_ATTEMPTS):
+            for contender in running:
+                outcomes[contender.name].seconds = []
+            self.time(running, outcomes)
+            for contender in running:
+                outcome = outcomes[contender.name]
+                if contender.name not in best or spread(outcome.seconds) < spread(best[contender.name]):
+                    best[contender.name] = outcome.seconds
+            if all(spread(best[contender.name]) <= SETTLED_SPREAD for contender in running):
+                break
+        for contender in running:
+            outcome = outcomes[contender.name]
+            outcome.seconds = best[contender.name]
+            outcome.settled = spread(outcome.seconds) <= SETTLED_SPREAD
 
     def time(self, running: list[Contender], outcomes: dict[str, Outcome]) -> None:
         """Fills in the seconds: in every round each contender that still has budget is timed once."""

@@ -19,7 +19,8 @@ from benchmarks.cases import TASKS, Case, build_inputs, describe_data
 from benchmarks.machine import MEGABYTE, Machine, measure_machine, multiply_adds
 from benchmarks.peers import OURS, choose
 from benchmarks.printing import describe_outcome, print_record
-from benchmarks.runner import Contender, Runner, significant
+from benchmarks.runner import MOST_ATTEMPTS, Contender, Runner, significant
+from benchmarks.series import grouped
 from benchmarks.worker import save_inputs
 
 JAX = "benchmarks.peers.jax_scan"
@@ -101,6 +102,7 @@ def run_sweep(machine: Machine, options: argparse.Namespace) -> dict[str, Any]:
             record = runner.run(case, modules, axis=axis)
             records.append(record)
             print_record(case, record)
+        measure_outliers_again(runner, chosen, records)
         machine = runner.measure_machine_again()
     document = {"machine": machine.to_json(), "data": data, "records": records}
     if options.only or options.device != "cpu":  # the rest is about whole processes on the CPU
@@ -111,6 +113,59 @@ def run_sweep(machine: Machine, options: argparse.Namespace) -> dict[str, Any]:
         "import": import_record(),
         "build": build_record(),
     }
+
+
+def outliers(records: list[dict[str, Any]]) -> dict[int, set[str]]:
+    """Index of a record → the contenders whose time there breaks the trend of its axis: the fraction of the floor that
+    they reach is less than half of what they reach at both neighbours."""
+    found: dict[int, set[str]] = {}
+    for (axis, *_), group in grouped(records, "axis", "model", "task", "data").items():
+        order = sorted(group, key=lambda record: record[axis])
+        for before, record, after in zip(order, order[1:], order[2:], strict=False):
+            fractions = [reached(neighbour) for neighbour in (before, record, after)]
+            for name in fractions[0].keys() & fractions[1].keys() & fractions[2].keys():
+                if 2 * fractions[1][name] < min(fractions[0][name], fractions[2][name]):
+                    found.setdefault(records.index(record), set()).add(name)
+    return found
+
+
+def reached(record: dict[str, Any]) -> dict[str, float]:
+    """Contender → the fraction of the floor that it reaches."""
+    return {o["contender"]: o["fraction_of_floor"] for o in record["outcomes"] if "fraction_of_floor" in o}
+
+
+def measure_outliers_again(
+    runner: Runner, chosen: list[tuple[str, Case, list[str]]], records: list[dict[str, Any]]
+) -> None:
+    """Replaces the records that break a trend by new ones. What breaks it again within a tenth of its earlier time is
+    what it is; what never says the same twice is marked."""
+    suspects = outliers(records)
+    for _ in range(MOST_ATTEMPTS):
+        if not suspects:
+            return
+        for index, names in list(suspects.items()):
+            axis, case, modules = chosen[index]
+            print(f"\nagain, for {', '.join(sorted(names))} broke the trend along {axis}:", end="")
+            before, again = records[index], runner.run(case, modules, axis=axis)
+            print_record(case, again)
+            records[index] = again
+            times = [{o["contender"]: o.get("median_ms") for o in r["outcomes"]} for r in (before, again)]
+            left = {
+                name for name in names & outliers(records).get(index, set()) if not agree(*(t[name] for t in times))
+            }
+            if left:
+                suspects[index] = left
+            else:
+                del suspects[index]
+    for index, names in suspects.items():
+        for outcome in records[index]["outcomes"]:
+            if outcome["contender"] in names:
+                outcome["settled"] = False
+
+
+def agree(one: float | None, two: float | None) -> bool:
+    """Whether two medians are the same but for a tenth."""
+    return one is not None and two is not None and abs(one - two) <= 0.1 * min(one, two)
 
 
 def thread_records(options: argparse.Namespace, budget: float) -> list[dict[str, Any]]:

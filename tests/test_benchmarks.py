@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import itertools
 import json
 import re
 import subprocess
@@ -16,12 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import check, guard, peers, plots, printing, report, series, summary, tables
+from benchmarks import check, guard, peers, plots, printing, report, series, summary, sweep, tables
 from benchmarks.__main__ import COMMITTED, parse_arguments
 from benchmarks.cases import Case, build_inputs, mnist_like
 from benchmarks.check import Checker
 from benchmarks.machine import Machine
-from benchmarks.runner import Runner
+from benchmarks.peers.torch_made import Made
+from benchmarks.runner import Outcome, Runner
 from pyar import native
 
 pytestmark = pytest.mark.skipif(native._C is None, reason="the extension is not built")
@@ -451,3 +453,70 @@ def test_guard_fails_on_more_instructions_only(capsys):
 
 def test_guard_measures_the_cases_it_has_stored():
     assert set(json.loads(guard.STORED.read_text())) == {case.describe() for case in guard.cases()}
+
+
+class ScriptedRunner(Runner):
+    """A runner whose contenders' readings are given, one list an attempt."""
+
+    def __init__(self, attempts: list[dict[str, list[float]]]) -> None:
+        self.attempts = iter(attempts)
+        self.taken = 0
+
+    def time(self, running, outcomes):
+        self.taken += 1
+        for name, seconds in next(self.attempts).items():
+            outcomes[name].seconds = seconds
+
+
+def test_readings_that_spread_are_taken_again_until_they_settle() -> None:
+    steady, disturbed = [1.0, 1.01, 1.02, 1.03, 1.04], [1.0, 1.1, 2.0, 7.0, 9.0]
+    contenders = [argparse.Namespace(name=name) for name in ("a", "b")]
+    for attempts, settled, taken in [
+        ([{"a": steady, "b": steady}], True, 1),
+        ([{"a": disturbed, "b": steady}, {"a": steady, "b": disturbed}], True, 2),
+        ([{"a": disturbed, "b": steady}] * 3, False, 3),
+    ]:
+        runner = ScriptedRunner(attempts)
+        outcomes = {contender.name: Outcome(contender.name, "ok") for contender in contenders}
+        runner.time_until_settled(contenders, outcomes)
+        assert runner.taken == taken
+        assert outcomes["b"].settled
+        assert outcomes["b"].seconds == steady
+        assert outcomes["a"].settled == settled
+        assert outcomes["a"].to_json().get("settled", True) == settled
+
+
+def test_points_that_break_a_trend_are_measured_again(capsys) -> None:
+    """A point twelve times slower than its neighbours is replaced by a new one, and marked where that never settles."""
+    batches = (1, 10, 100, 1000)
+    cases = [Case("nade", "log_prob", 2, B, D=12, H=16) for B in batches]
+
+    def points(odd: float) -> list[dict]:
+        return [{**record(case, pyar=odd if case.B == 100 else 1.0), "axis": "B"} for case in cases]
+
+    assert sweep.outliers(points(1.1)) == {}
+    assert sweep.outliers(points(12.0)) == {2: {"pyar"}}
+    chosen = [("B", case, []) for case in cases]
+    for readings, expected, settled in [((1.0,), 1.0, True), ((12.5,), 12.5, True), ((20.0, 5.0, 20.0), 20.0, False)]:
+        records, later = points(12.0), iter(readings)
+        runner = argparse.Namespace(
+            run=lambda case, modules, axis, later=later: {**record(case, pyar=next(later)), "axis": axis}
+        )
+        sweep.measure_outliers_again(runner, chosen, records)
+        outcome = records[2]["outcomes"][0]
+        assert outcome["median_ms"] == expected
+        assert outcome.get("settled", True) == settled
+        printing.print_record(cases[2], records[2])
+        assert ("UNSETTLED" in capsys.readouterr().out) != settled
+        assert bool(report.unsettled(records)) != settled
+
+
+def test_made_is_a_distribution_and_its_sampler_draws_from_it() -> None:
+    made = Made(D=6, H=17)
+    x = torch.tensor(list(itertools.product((0.0, 1.0), repeat=6)))
+    log_prob = made.log_prob(x)
+    assert log_prob.exp().sum().item() == pytest.approx(1, abs=1e-5)
+    drawn = made.sample(torch.rand(6, 20_000, generator=torch.Generator().manual_seed(0)))
+    index = (drawn @ 2 ** torch.arange(5, -1, -1.0)).long()
+    frequency = torch.bincount(index, minlength=64) / len(drawn)
+    torch.testing.assert_close(frequency, log_prob.exp().detach(), atol=0.01, rtol=0)

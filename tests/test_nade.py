@@ -355,6 +355,69 @@ def test_extreme_parameters_stay_exact(K: int, device: torch.device) -> None:
 
 
 @pytest.mark.each_level
+def test_activations_of_any_size(device: torch.device) -> None:
+    """Two states: the kernels keep e^(−a) while |a| is below 80, and a beyond. Some samples pass 80 early, some late,
+    some never, and each has the same bits in every batch."""
+    D = 120
+    parameters = nade_parameters(D, 2, 40, device=device)
+    parameters = parameters._replace(W=96 * parameters.W)
+    x = random_states(40, D, 2).to(device)
+    x[:8, :90] = 0
+    x[8:12] = 0
+    steps = torch.where(x.cpu()[:, :, None] > 0, parameters.W.detach().cpu().double()[:, 0], 0).cumsum(1)
+    largest = (steps + parameters.c.detach().cpu()).abs().amax(2)
+    assert (largest[8:12] < 80).all()
+    assert (largest[12:, -1] > 80).any()
+    assert (largest > 80).any(1).sum() > 15
+    for function in (nade_log_prob, nade_logits):
+        theirs = getattr(reference, function.__name__.removeprefix("nade_"))
+        together = function(x, *parameters)
+        assert_as_accurate(together, theirs(x, *parameters), theirs(x, *parameters.double()), function.__name__)
+        for start, size in ((0, 1), (5, 3), (11, 20)):
+            assert torch.equal(function(x[start : start + size], *parameters), together[start : start + size])
+    actual = gradients(nade_log_prob, x, parameters, None)
+    float32 = reference_gradients(reference.log_prob, x, parameters, None)
+    float64 = gradients(reference.log_prob, x, parameters.double(), None)
+    for name, *triple in zip("WcVb", actual, float32, float64, strict=True):
+        assert_as_accurate(*triple, f"gradient of {name}")
+    drawn, log_prob = nade_sample(*parameters, seed=seed_on(device, 1), num_samples=60)
+    assert_inverse_cdf(drawn.cpu(), outputs64(drawn, parameters), uniforms(1, 0, 60, D))
+    for start, size in ((0, 1), (30, 9)):
+        part = nade_sample(*parameters, seed=seed_on(device, 1), num_samples=size, first_index=start)
+        assert torch.equal(part[0], drawn[start : start + size])
+        assert torch.equal(part[1], log_prob[start : start + size])
+
+
+@pytest.mark.each_level
+@pytest.mark.parametrize("std", [0.01, 0.05, 0.3])
+def test_errors_do_not_grow_over_many_changes(std: float, device: torch.device) -> None:
+    """784 dimensions, half ones: a product of some 400 factors is as accurate as a sum of as many terms."""
+    generator = torch.Generator().manual_seed(3)
+    shapes = ((784, 1, 64), (64,), (784, 1, 64), (784, 1))
+    parameters = NadeParameters(*(std * torch.randn(shape, generator=generator) for shape in shapes)).map(
+        lambda tensor: tensor.to(device)
+    )
+    x = random_states(30, 784, 2).to(device)
+    for function in (nade_log_prob, nade_logits):
+        theirs = getattr(reference, function.__name__.removeprefix("nade_"))
+        assert_as_accurate(
+            function(x, *parameters), theirs(x, *parameters), theirs(x, *parameters.double()), function.__name__
+        )
+
+
+@pytest.mark.parametrize("where", ["W", "c"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_parameters_that_are_no_numbers_reach_the_result(where: str, value: float, device: torch.device) -> None:
+    """As in the reference: NaN becomes NaN, an infinite activation a unit that is surely on or off."""
+    parameters = nade_parameters(20, 2, 18, device=device)
+    getattr(parameters, where).view(-1)[3] = value
+    x = random_states(11, 20, 2).to(device)
+    expected = reference.log_prob(x, *parameters.double())
+    assert expected.isnan().any() == math.isnan(value)
+    torch.testing.assert_close(nade_log_prob(x, *parameters).double(), expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.each_level
 @pytest.mark.parametrize("state", [0, 1])
 def test_sure_conditionals_keep_their_digits(state: int) -> None:
     """With p = p(x), neither ln p = −(1 − p) nor its slope 1 − p in the logit becomes zero where p rounds to 1."""

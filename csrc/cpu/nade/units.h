@@ -222,9 +222,10 @@ inline void start_units(const NadeParameters& m, const Units& units) {
   *units.bound = kAdditive;
   if (m.K != 2) return;
   float largest = 0.0f;
-  for (int64_t j = 0; j < m.H; ++j)
-    if (!(fabsf(m.c[j]) <= largest)) largest = fabsf(m.c[j]);  // NaN stays
-  if (!(largest <= kRange)) return;
+  for (int64_t j = 0; j < m.H; ++j) {
+    if (!(fabsf(m.c[j]) <= kRange)) return;  // too large, or NaN
+    largest = fabsf(m.c[j]) > largest ? fabsf(m.c[j]) : largest;
+  }
   *units.bound = largest;
   for (int64_t j = 0; j < padded(m.H); j += kWidth) {
     Vector power, t;
