@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import pyar
+from pyar import models
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pyar"
@@ -160,11 +161,12 @@ def test_public_names_exist() -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_examples_in_docstrings(path: Path) -> None:
+def test_examples_in_docstrings(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = module_name(path)
     if name == "pyar.__main__":
         assert "cli" in path.read_text()  # importing it would run the command line
         return
+    monkeypatch.setattr(models, "_registered", {})  # what an example registers stays in it
     torch.manual_seed(0)
     result = doctest.testmod(importlib.import_module(name), extraglobs={"pyar": pyar, "torch": torch, "numpy": numpy})
     assert result.failed == 0
