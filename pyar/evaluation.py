@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyar.data import Dataset
+from pyar.data import Dataset, Rows
 from pyar.models import AutoregressiveModel
 
 
@@ -18,7 +18,8 @@ from pyar.models import AutoregressiveModel
 class Evaluation:
     """The mean negative log-likelihood of a split, and all that is needed to compare it with another.
 
-    `nll`: nats per example. `standard_error`: of that mean, the examples' standard deviation/√N; None for one example.
+    `nll`: nats per example; None without examples. `standard_error`: of that mean, the examples' standard deviation/√N;
+    None for fewer than two.
     """
 
     data: str
@@ -27,13 +28,13 @@ class Evaluation:
     num_examples: int
     dim: int
     num_states: int
-    nll: float
+    nll: float | None
     standard_error: float | None
 
     @property
-    def bits_per_dim(self) -> float:
+    def bits_per_dim(self) -> float | None:
         """The same mean in bits per dimension."""
-        return self.nll / (self.dim * math.log(2))
+        return None if self.nll is None else self.nll / (self.dim * math.log(2))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values under their full names."""
@@ -46,6 +47,8 @@ class Evaluation:
         }
 
     def __str__(self) -> str:
+        if self.nll is None:
+            return f"{self.data} {self.split}: no examples (of {self.dim} dimensions, {self.preparation})"
         error = "" if self.standard_error is None else f" ± {self.standard_error:.2f}"
         return (
             f"{self.data} {self.split}: NLL {self.nll:.2f}{error} nats = {self.bits_per_dim:.4f} bits/dim "
@@ -104,12 +107,10 @@ def order_log_probs(
     return torch.cat(parts) if parts else torch.empty(0, num_orders)
 
 
-def summarise(log_prob: Tensor, dataset: Dataset, split: str) -> Evaluation:
+def summarise(log_prob: Tensor, dataset: Dataset | Rows, split: str) -> Evaluation:
     """An `Evaluation` from the log-probabilities [N] of a split's examples."""
     nll = -log_prob.double()
     count = len(nll)
-    if count == 0:
-        raise ValueError(f"the {split} split of {dataset.name} has no examples")
     return Evaluation(
         data=dataset.name,
         split=split,
@@ -117,7 +118,7 @@ def summarise(log_prob: Tensor, dataset: Dataset, split: str) -> Evaluation:
         num_examples=count,
         dim=dataset.dim,
         num_states=dataset.num_states,
-        nll=nll.mean().item(),
+        nll=nll.mean().item() if count else None,
         standard_error=(nll.std() / math.sqrt(count)).item() if count > 1 else None,
     )
 
@@ -142,4 +143,7 @@ def evaluate(
 ) -> Evaluation:
     """The exact mean negative log-likelihood of a split of the data set under the model."""
     check_fits(model, dataset)
-    return summarise(log_probs(model, dataset.split(split), batch_size, progress=progress, amp=amp), dataset, split)
+    x = dataset.split(split)
+    if len(x) == 0:
+        raise ValueError(f"the {split} split of {dataset.name} has no examples")
+    return summarise(log_probs(model, x, batch_size, progress=progress, amp=amp), dataset, split)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 import json
 import math
@@ -488,6 +489,105 @@ def test_evaluate_on_other_data(trained, tmp_path, capsys):
     code, _, err = run(capsys, "evaluate", trained, "--levels", "4", "--no-progress")
     assert code == 1
     assert "4 grey levels" in err
+
+
+def binary_rows(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 2, (count, 64), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 300])
+def test_every_row_of_a_file_is_scored_in_its_order(trained, tmp_path, capsys, count):
+    x = binary_rows(count)
+    np.save(tmp_path / "own.npy", x)
+    wanted = load(trained).log_prob(torch.from_numpy(x)).detach().numpy()
+    arguments = ["evaluate", trained, "--data", tmp_path / "own.npy", "--batch-size", "50", "--no-progress"]
+    code, out, _ = run(capsys, *arguments, "--json", "--out", tmp_path / "scores.npy")
+    assert code == 0
+    scores = np.load(tmp_path / "scores.npy")
+    assert scores.dtype == np.float32
+    assert np.allclose(scores, wanted, rtol=1e-6, atol=0)
+    result = json.loads(out)
+    assert (result["data"], result["split"], result["num_examples"]) == ("own", "all rows", count)
+    if count:
+        assert result["nll_nats"] == pytest.approx(-scores.mean(dtype=np.float64), rel=1e-9)
+    else:
+        assert (result["nll_nats"], result["bits_per_dim"], result["standard_error_nats"]) == (None, None, None)
+    assert (result["standard_error_nats"] is None) == (count < 2)
+    assert run(capsys, *arguments, "--out", tmp_path / "scores.csv")[0] == 0
+    lines = (tmp_path / "scores.csv").read_text().splitlines()
+    assert lines[0] == "row,log_prob"
+    assert [line.split(",")[0] for line in lines[1:]] == [str(row) for row in range(count)]
+    assert np.array_equal(np.array([line.split(",")[1] for line in lines[1:]], np.float32), scores)
+    code, out, _ = run(capsys, *arguments)
+    assert ("own all rows: NLL" if count else "own all rows: no examples") in out
+
+
+@pytest.mark.parametrize("kind", ["zeros", "signs", "int64", "csv", "one row"])
+def test_the_model_decides_what_the_values_of_a_file_mean(trained, tmp_path, capsys, kind):
+    """Fewer states than the model has, spins, any integer type: all are its states 0 and 1."""
+    x = np.zeros((5, 64), np.uint8) if kind == "zeros" else binary_rows(5)
+    path = tmp_path / "own.npy"
+    if kind == "csv":
+        path = tmp_path / "own.csv"
+        np.savetxt(path, x, fmt="%d", delimiter=",")
+    else:
+        stored = {"signs": x.astype(np.int8) * 2 - 1, "int64": x.astype(np.int64), "one row": x[0]}
+        np.save(path, stored.get(kind, x))
+    arguments = ["evaluate", trained, "--data", path, "--out", tmp_path / "scores.npy", "--no-progress"]
+    code, _, err = run(capsys, *arguments)
+    assert code == 0, err
+    wanted = load(trained).log_prob(torch.from_numpy(x[:1] if kind == "one row" else x)).detach().numpy()
+    assert np.allclose(np.load(tmp_path / "scores.npy"), wanted, rtol=1e-6, atol=0)
+
+
+def test_splits_are_for_files_that_have_them_or_for_split(trained, tmp_path, capsys):
+    splits = {name: binary_rows(count, count) for name, count in (("train", 20), ("valid", 12), ("test", 11))}
+    np.savez(tmp_path / "own.npz", **splits)
+    arguments = ["evaluate", trained, "--data", tmp_path / "own.npz", "--out", tmp_path / "s.npy", "--no-progress"]
+    for options, split in (([], "test"), (["--split", "valid"], "valid")):
+        code, out, _ = run(capsys, *arguments, *options)
+        assert code == 0
+        assert f"own {split}: NLL" in out
+        wanted = load(trained).log_prob(torch.from_numpy(splits[split])).detach().numpy()
+        assert np.allclose(np.load(tmp_path / "s.npy"), wanted, rtol=1e-6, atol=0)
+    np.save(tmp_path / "one.npy", binary_rows(50))
+    arguments[3] = tmp_path / "one.npy"
+    assert run(capsys, *arguments, "--split", "test")[0] == 0
+    part = load_dataset(tmp_path / "one.npy").test
+    wanted = load(trained).log_prob(part).detach().numpy()
+    assert np.allclose(np.load(tmp_path / "s.npy"), wanted, rtol=1e-6, atol=0)
+
+
+def test_scores_of_images_name_their_files(tmp_path, capsys):
+    """Grey images become states as they did in training."""
+    images = np.random.default_rng(0).integers(0, 256, (30, 4, 4), dtype=np.uint8)
+    (tmp_path / "images").mkdir()
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "images" / f"{index:02}, big.png")
+    options = ["--data", tmp_path / "images", "--out", tmp_path / "run", "--binarize", "threshold"]
+    assert run(capsys, "train", "nade", *options, "--epochs", "1", "--hidden-size", "4", "--no-progress")[0] == 0
+    arguments = ["evaluate", tmp_path / "run", "--data", tmp_path / "images", "--out", tmp_path / "scores.csv"]
+    code, out, err = run(capsys, *arguments, "--no-progress")
+    assert code == 0, err
+    assert "images all rows: NLL" in out
+    assert "binarised by threshold" in out
+    with open(tmp_path / "scores.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["file"] for row in table] == [f"{index:02}, big.png" for index in range(30)]
+    x = torch.from_numpy((images.reshape(30, 16) > 127).astype(np.uint8))
+    wanted = load(tmp_path / "run").log_prob(x).tolist()
+    assert [float(row["log_prob"]) for row in table] == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "top", "message"),
+    [((5, 63), 1, "of 64 dimensions"), ((5, 64), 2, "the values reach 2"), ((5, 4, 16), 1, "images of 8×8")],
+)
+def test_rows_that_do_not_fit_the_model_are_refused(trained, tmp_path, capsys, shape, top, message):
+    np.save(tmp_path / "own.npy", np.full(shape, top, np.uint8))
+    code, out, err = run(capsys, "evaluate", trained, "--data", tmp_path / "own.npy", "--no-progress")
+    assert (code, out) == (1, "")
+    assert message in err
 
 
 # --- sample ---

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
+import io
 import json
 import math
 import os
@@ -17,10 +19,10 @@ from torch import Tensor
 
 import pyar
 from pyar.checkpoint import load_with_extra
-from pyar.cli.common import UserError, data_of_run, note, set_up, set_weight_dtype, user_errors
-from pyar.data import Dataset
+from pyar.cli.common import UserError, note, rows_of_run, set_up, set_weight_dtype, user_errors
+from pyar.data import Rows
 from pyar.data.files import read_numpy
-from pyar.evaluation import check_fits, log_probs, order_log_probs, summarise
+from pyar.evaluation import log_probs, order_log_probs, summarise
 from pyar.files import atomic_write
 from pyar.models import AutoregressiveModel
 from pyar.plots import save_completions, save_sheet
@@ -31,60 +33,53 @@ _SHEET_LIMIT = 400  # samples on a sheet; more could not be told apart
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Prints the exact NLL of a split; with other weights than the run's own, also what they do to it."""
+    """Prints the exact NLL of examples; with other weights than the run's own, also what they do to it."""
     device = set_up(arguments)
     if arguments.out is not None:
-        _check_outputs([arguments.out], (".npy",))
+        _check_outputs([arguments.out], (".npy", ".csv"))
     model, extra = load_with_extra(arguments.run, device)
     own_dtype = getattr(model, "weight_dtype", None)
     set_weight_dtype(arguments, model)
-    dataset = data_of_run(arguments, extra)
-    with user_errors(ValueError):
-        check_fits(model, dataset)
-    x = dataset.split(arguments.split)
+    rows = rows_of_run(arguments, model, extra)
     if arguments.orders is not None:
-        return _evaluate_orders(arguments, model, dataset, x)
-    log_prob = log_probs(model, x, arguments.batch_size, progress=arguments.progress)
-    with user_errors(ValueError):
-        result = summarise(log_prob, dataset, arguments.split)
+        return _evaluate_orders(arguments, model, rows)
+    log_prob = log_probs(model, rows.x, arguments.batch_size, progress=arguments.progress)
     if arguments.out is not None:
-        with atomic_write(arguments.out) as file:
-            np.save(file, log_prob.numpy(), allow_pickle=False)
+        _write_scores(arguments.out, rows, log_prob)
+    result = summarise(log_prob, rows, rows.split)
     facts = {"model": model.name, "run": arguments.run, **result.to_json()}
     weight_dtype, change = getattr(model, "weight_dtype", None), None
     if weight_dtype is not None:
         facts["weight_dtype"] = weight_dtype
     if weight_dtype != own_dtype:
         model.weight_dtype = own_dtype
-        own = log_probs(model, x, arguments.batch_size, progress=arguments.progress)
+        own = log_probs(model, rows.x, arguments.batch_size, progress=arguments.progress)
         # The same examples under both: the standard error of the difference is far below that of either mean.
-        change = summarise(log_prob.double() - own.double(), dataset, arguments.split)
+        change = summarise(log_prob.double() - own.double(), rows, rows.split)
         facts |= {"nll_change_nats": change.nll, "nll_change_standard_error_nats": change.standard_error}
     if arguments.json:
         print(json.dumps(facts))
         return 0
     print(result)
-    if change is not None:
+    if change is not None and change.nll is not None:
         error = "" if change.standard_error is None else f" ± {change.standard_error:.2g}"
         print(f"weights in {weight_dtype}: NLL {change.nll:+.2g}{error} nats against {own_dtype}")
     return 0
 
 
-def _evaluate_orders(arguments: argparse.Namespace, model: AutoregressiveModel, dataset: Dataset, x: Tensor) -> int:
+def _evaluate_orders(arguments: argparse.Namespace, model: AutoregressiveModel, rows: Rows) -> int:
     """Prints the NLL under mixtures of more and more orders, and how far single orders disagree."""
     if not model.any_order:
         raise UserError(f"--orders is for models of any order, such as deep-nade; {model.name} has one order")
     most = max(arguments.orders)
-    each = order_log_probs(model, x, most, arguments.batch_size, progress=arguments.progress).double()
+    each = order_log_probs(model, rows.x, most, arguments.batch_size, progress=arguments.progress).double()
     mixtures = {M: torch.logsumexp(each[:, :M], dim=1) - math.log(M) for M in arguments.orders}
-    with user_errors(ValueError):
-        results = {M: summarise(mixture, dataset, arguments.split) for M, mixture in mixtures.items()}
+    results = {M: summarise(mixture, rows, rows.split) for M, mixture in mixtures.items()}
     single = -each.mean(dim=0)
     if arguments.out is not None:
-        with atomic_write(arguments.out) as file:
-            np.save(file, mixtures[most].float().numpy(), allow_pickle=False)
+        _write_scores(arguments.out, rows, mixtures[most].float())
     spread = None
-    if most > 1:
+    if most > 1 and len(rows.x):
         spread = {
             "lowest_nll_nats": single.min().item(),
             "highest_nll_nats": single.max().item(),
@@ -103,6 +98,21 @@ def _evaluate_orders(arguments: argparse.Namespace, model: AutoregressiveModel, 
             f"{spread['standard_deviation_per_example_nats']:.2f} nats (standard deviation)"
         )
     return 0
+
+
+def _write_scores(path: str, rows: Rows, log_prob: Tensor) -> None:
+    """log p of every example in the order of the rows: float32 [N] as .npy, a line each as .csv."""
+    with atomic_write(path) as file:
+        if path.endswith(".npy"):
+            np.save(file, log_prob.numpy(), allow_pickle=False)
+            return
+        text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
+        names = [] if rows.files is None else [rows.files]
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["row", *(["file"] if names else []), "log_prob"])
+        scores = (f"{value:.9g}" for value in log_prob.tolist())  # as many digits as a float32 has
+        table.writerows(zip(range(len(log_prob)), *names, scores, strict=True))
+        text.detach()
 
 
 def _states_file(path: str, model: AutoregressiveModel, what: str) -> Tensor:
@@ -266,10 +276,8 @@ def complete(arguments: argparse.Namespace) -> int:
         x = _states_file(arguments.examples, model, "--examples")
         source = arguments.examples
     else:
-        dataset = data_of_run(arguments, extra)
-        with user_errors(ValueError):
-            check_fits(model, dataset)
-        x, shape, source = dataset.split(arguments.split), dataset.image_shape, f"{dataset.name} {arguments.split}"
+        rows = rows_of_run(arguments, model, extra)
+        x, shape, source = rows.x, rows.image_shape, f"{rows.name} {rows.split}"
     if x.ndim != 2 or x.shape[1] != model.dim:
         raise UserError(f"{source} should be [N, {model.dim}], but is {list(x.shape)}")
     if arguments.first is None:  # spread over all of them, since data sets are often sorted by class

@@ -17,7 +17,8 @@ import torch
 
 from pyar.checkpoint import CheckpointError
 from pyar.cli.errors import UserError
-from pyar.data import DataError, DataNotice, Dataset, load_dataset
+from pyar.data import DataError, DataNotice, Dataset, Rows, load_dataset, load_rows
+from pyar.evaluation import check_fits
 from pyar.models import AutoregressiveModel
 from pyar.training import TrainingError
 from pyar.training.parallel import LaunchError
@@ -78,12 +79,38 @@ def set_weight_dtype(arguments: argparse.Namespace, model: AutoregressiveModel) 
     model.weight_dtype = arguments.weight_dtype
 
 
-def data_of_run(arguments: argparse.Namespace, extra: dict[str, Any]) -> Dataset:
-    """The data the user names, or those the run was trained on."""
+def rows_of_run(arguments: argparse.Namespace, model: AutoregressiveModel, extra: dict[str, Any]) -> Rows:
+    """The examples the user names, as states of the model; without --data a split of what the run was trained on."""
+    if arguments.data is None:
+        dataset = _data_of_run(arguments, extra)
+        with user_errors(ValueError):
+            check_fits(model, dataset)
+        split = arguments.split or "test"
+        x = dataset.split(split)
+        return Rows(dataset.name, split, dataset.num_states, dataset.image_shape, dataset.preparation, x)
+    choices = data_choices(arguments)
+    if not {"levels", "binarize"} & choices.keys() and arguments.data != "binarized-mnist":  # that is binary already
+        stored = extra.get("data_spec") or {}
+        choices |= {name: stored[name] for name in ("levels", "binarize") if name in stored}
+    if "image_shape" not in choices and extra.get("image_shape"):
+        choices["image_shape"] = tuple(extra["image_shape"])
+    with notices():
+        return load_rows(
+            arguments.data,
+            dim=model.dim,
+            num_states=model.num_states,
+            split=arguments.split,
+            data_dir=arguments.data_dir,
+            cache_dir=arguments.cache_dir,
+            progress=arguments.progress,
+            **choices,
+        )
+
+
+def _data_of_run(arguments: argparse.Namespace, extra: dict[str, Any]) -> Dataset:
+    """What the run was trained on, prepared as it was then, or as the user says now."""
     chosen, run = data_choices(arguments), arguments.run
     where = {"data_dir": arguments.data_dir, "cache_dir": arguments.cache_dir, "progress": arguments.progress}
-    if arguments.data is not None:
-        return load_data({"data": arguments.data, **chosen}, **where)
     stored = extra.get("data_spec")
     if not stored:
         raise UserError(f"{run} does not say what it was trained on; name the data with --data")

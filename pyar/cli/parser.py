@@ -302,11 +302,14 @@ def _add_evaluate(commands) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="exact NLL of a trained model",
-        description="The exact mean negative log-likelihood of a split, with its standard error, in nats and bits per "
-        "dimension.",
+        description="The exact mean negative log-likelihood of examples, with its standard error, in nats and bits per "
+        "dimension. Without --data these are the test split of what the model was trained on; a file without splits is "
+        "scored whole, every row in its order.",
     )
     parser.add_argument("run", type=path, metavar="RUN", help="a run folder or a .safetensors file")
-    parser.add_argument("--split", choices=("train", "valid", "test"), default="test", help="of the data [%(default)s]")
+    parser.add_argument(
+        "--split", choices=("train", "valid", "test"), help="of the data [test; of a file without splits all rows]"
+    )
     parser.add_argument(
         "--batch-size", type=_POSITIVE_COUNT, default=500, metavar="B", help="examples at a time [%(default)s]"
     )
@@ -318,7 +321,7 @@ def _add_evaluate(commands) -> None:
         "[the base order alone]",
     )
     parser.add_argument(
-        "--out", type=path, metavar="FILE.npy", help="write log p of every example, for instance as anomaly scores"
+        "--out", type=path, metavar="FILE", help=".npy or .csv: log p of every example in nats, an anomaly score"
     )
     _add_weight_dtype(parser, "round the recurrent weights, and say what that does to the NLL [the run's own]")
     _add_data(parser, None, "what the model was trained on")
@@ -419,7 +422,9 @@ def _add_complete(commands) -> None:
     parser.add_argument(
         "--first", type=_COUNT, metavar="I", help="take examples I, I + 1, … [examples spread over the split]"
     )
-    parser.add_argument("--split", choices=("train", "valid", "test"), default="test", help="of the data [%(default)s]")
+    parser.add_argument(
+        "--split", choices=("train", "valid", "test"), help="of the data [test; of a file without splits all rows]"
+    )
     parser.add_argument(
         "--examples", type=path, metavar="FILE", help=".npy, or .npz with one array: states [N, D], instead of a split"
     )
