@@ -24,18 +24,16 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     path = Path(path)
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
-        # Not tempfile's: its files are private, and this one shall have the permissions that any new file has.
+        # Not tempfile's: its files are private, and this one shall have the permissions that any new file has. Within
+        # the try, so that no interrupt between two statements leaves the file behind.
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
-    except OSError as error:  # names the temporary file, of which the user knows nothing
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(temporary)
         if isinstance(error, OSError) and error.errno is None:  # NumPy's, which says how many values it wrote, not why
             raise OSError(f"{path} could not be written whole, is the disk full? ({error})") from error
