@@ -18,6 +18,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/lstm/cache.h"
 #include "cpu/peak_kernel.h"
+#include "cpu/team.h"
 
 #ifndef PYAR_CUDA_ARCHS
 #define PYAR_CUDA_ARCHS ""
@@ -54,6 +55,21 @@ py::dict lstm_cache_facts() {
   facts["hits"] = cache.hits;
   facts["misses"] = cache.misses;
   return facts;
+}
+
+py::dict team_facts() {
+  py::dict facts;
+  facts["threads"] = pyar::cpu::num_threads();
+  facts["pieces_by_workers"] = pyar::cpu::pieces_by_workers();
+  return facts;
+}
+
+void share(int64_t threads, int64_t pieces, const py::function& work) {
+  const py::gil_scoped_release release;
+  pyar::cpu::Crew(threads).share(pieces, [&](int64_t piece, int64_t seat) {
+    const py::gil_scoped_acquire acquire;
+    work(piece, seat);
+  });
 }
 
 std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
@@ -120,6 +136,16 @@ PYBIND11_MODULE(_C, m) {
   m.def("lstm_cache_facts", &lstm_cache_facts,
         "The packed PixelLSTMs that are kept between calls: how many, their bytes, calls that found theirs, calls that "
         "did not.");
+  m.def(
+      "team_facts", &team_facts,
+      "How many threads a call may use now, and how many pieces of work pyar's workers have done for the threads that "
+      "called.");
+  m.def("share", &share, py::arg("threads"), py::arg("pieces"), py::arg("work"),
+        "Calls work(piece, seat) for every piece, as an operation with so many threads shares its work. For tests.");
+  m.def("hold_workers", &pyar::cpu::hold_workers, py::arg("hold"),
+        "Keeps workers from claiming anything, as if the system did not schedule them, until told not to. For tests.");
+  m.def("pretend_processors", &pyar::cpu::pretend_processors, py::arg("processors"),
+        "Makes calls believe that this process may use so many processors; 0: ask the system. For tests.");
   m.def("philox4x32_10", &philox, py::arg("counter"), py::arg("key"),
         "Philox4x32-10: four words from counter and key.");
   m.def("philox_uniform", &pyar::philox_uniform, py::arg("seed"), py::arg("sample"), py::arg("dimension"),

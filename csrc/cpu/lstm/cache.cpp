@@ -52,7 +52,7 @@ uint64_t fingerprint(const LstmTensors& parameters, bool bfloat16) {
 
 // Runs work(bytes of a parameter, where they belong in the copy, how many) for all parameters, in pieces, in parallel.
 template <class Work>
-void for_pieces(const LstmTensors& parameters, const Work& work) {
+void for_pieces(Crew& crew, const LstmTensors& parameters, const Work& work) {
   struct Piece {
     const char* data;
     int64_t offset, bytes;
@@ -66,9 +66,8 @@ void for_pieces(const LstmTensors& parameters, const Work& work) {
       pieces.push_back({data + first, offset + first, std::min(kPieceBytes, bytes - first)});
     offset += bytes;
   }
-  torch::stable::parallel_for(0, static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) work(pieces[i].data, pieces[i].offset, pieces[i].bytes);
-  });
+  crew.share(static_cast<int64_t>(pieces.size()),
+             [&](int64_t i, int64_t) { work(pieces[i].data, pieces[i].offset, pieces[i].bytes); });
 }
 
 int64_t count_floats(const LstmTensors& parameters) {
@@ -81,18 +80,18 @@ int64_t count_floats(const LstmTensors& parameters) {
 // parameters meanwhile.
 class CachedLstm {
  public:
-  CachedLstm(const LstmTensors& parameters, bool bfloat16, uint64_t key)
+  CachedLstm(Crew& crew, const LstmTensors& parameters, bool bfloat16, uint64_t key)
       : key(key),
         sizes_(parameters.sizes),
         copy_(count_floats(parameters)),
-        packed_(sizes_, copy(parameters), bfloat16) {}
+        packed_(crew, sizes_, copy(crew, parameters), bfloat16) {}
 
   const uint64_t key;
 
-  bool is_of(const LstmTensors& parameters, bool bfloat16) const {
+  bool is_of(Crew& crew, const LstmTensors& parameters, bool bfloat16) const {
     if (!(parameters.sizes == sizes_) || bfloat16 != static_cast<bool>(packed_.model.bfloat16)) return false;
     std::atomic<bool> same{true};
-    for_pieces(parameters, [&](const char* data, int64_t offset, int64_t bytes) {
+    for_pieces(crew, parameters, [&](const char* data, int64_t offset, int64_t bytes) {
       if (same.load(std::memory_order_relaxed) && std::memcmp(data, copy_bytes() + offset, bytes) != 0)
         same.store(false, std::memory_order_relaxed);
     });
@@ -106,8 +105,8 @@ class CachedLstm {
   char* copy_bytes() const { return reinterpret_cast<char*>(copy_.get()); }
 
   // Returns where each parameter lies in the copy.
-  std::vector<const float*> copy(const LstmTensors& parameters) {
-    for_pieces(parameters, [&](const char* data, int64_t offset, int64_t bytes) {
+  std::vector<const float*> copy(Crew& crew, const LstmTensors& parameters) {
+    for_pieces(crew, parameters, [&](const char* data, int64_t offset, int64_t bytes) {
       std::memcpy(copy_bytes() + offset, data, bytes);
     });
     std::vector<const float*> pointers;
@@ -131,7 +130,7 @@ using Entry = std::shared_ptr<const CachedLstm>;
 class Cache {
  public:
   // The model with this fingerprint, if it is the parameters' own.
-  Entry find(const LstmTensors& parameters, bool bfloat16, uint64_t key) {
+  Entry find(Crew& crew, const LstmTensors& parameters, bool bfloat16, uint64_t key) {
     Entry entry;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -140,7 +139,7 @@ class Cache {
       entry = *at;
       std::rotate(entries_.begin(), at, at + 1);
     }
-    return entry->is_of(parameters, bfloat16) ? entry : nullptr;
+    return entry->is_of(crew, parameters, bfloat16) ? entry : nullptr;
   }
 
   // Remembers the fingerprint; returns whether it was remembered already.
@@ -196,15 +195,15 @@ Cache& cache() {
 
 }  // namespace
 
-std::shared_ptr<const PackedLstm> cached_lstm(const LstmTensors& parameters, bool bfloat16) {
+std::shared_ptr<const PackedLstm> cached_lstm(Crew& crew, const LstmTensors& parameters, bool bfloat16) {
   const uint64_t key = fingerprint(parameters, bfloat16);
-  Entry entry = cache().find(parameters, bfloat16, key);
+  Entry entry = cache().find(crew, parameters, bfloat16, key);
   ++(entry != nullptr ? cache().hits : cache().misses);
   if (entry == nullptr) {
     // What is packed takes about as much again as the copy.
     const bool fits = 2 * count_floats(parameters) * static_cast<int64_t>(sizeof(float)) <= kMaxBytes;
-    if (!fits || !cache().has_come_before(key)) return std::make_shared<const PackedLstm>(parameters, bfloat16);
-    entry = std::make_shared<const CachedLstm>(parameters, bfloat16, key);
+    if (!fits || !cache().has_come_before(key)) return std::make_shared<const PackedLstm>(crew, parameters, bfloat16);
+    entry = std::make_shared<const CachedLstm>(crew, parameters, bfloat16, key);
     cache().add(entry);
   }
   return {entry, &entry->packed()};

@@ -117,11 +117,11 @@ struct PackedLstm {
   LstmModel model{};
   std::vector<Buffer<float>> memory;
 
-  PackedLstm(const LstmTensors& parameters, bool bfloat16)
-      : PackedLstm(parameters.sizes, parameters.pointers(), bfloat16) {}
+  PackedLstm(Crew& crew, const LstmTensors& parameters, bool bfloat16)
+      : PackedLstm(crew, parameters.sizes, parameters.pointers(), bfloat16) {}
 
   // parameters: in the order of LstmTensors.
-  PackedLstm(const LstmSizes& sizes, const std::vector<const float*>& parameters, bool bfloat16) {
+  PackedLstm(Crew& crew, const LstmSizes& sizes, const std::vector<const float*>& parameters, bool bfloat16) {
     const int64_t width = kernels.width, hidden = sizes.hidden;
     model.layers = static_cast<int>(sizes.layers);
     model.states = static_cast<int>(sizes.states);
@@ -131,7 +131,7 @@ struct PackedLstm {
     model.bfloat16 = bfloat16;
     for (int layer = 0; layer < model.layers; ++layer) {
       const float* const* four = &parameters[4 * layer];
-      pack_layer(layer, {four[0], four[1], four[2], four[3], layer == 0 ? sizes.inputs : hidden});
+      pack_layer(crew, layer, {four[0], four[1], four[2], four[3], layer == 0 ? sizes.inputs : hidden});
     }
     const int64_t vectors = (sizes.states + width - 1) / width;
     float* head = allocate(vectors * hidden * width);
@@ -151,22 +151,22 @@ struct PackedLstm {
  private:
   float* allocate(int64_t count) { return memory.emplace_back(count).get(); }
 
-  void pack_layer(int layer, const LstmParameters& parameters) {
+  void pack_layer(Crew& crew, int layer, const LstmParameters& parameters) {
     const int num_states = layer == 0 ? model.states : 0;
     const int64_t row = model.blocks * 4 * kernels.width;
     const int64_t matrix = (model.hidden * row + model.bfloat16) / (model.bfloat16 ? 2 : 1);
     float* table = allocate((num_states + 1) * row);
     float* below = layer == 0 ? nullptr : allocate(matrix);
     float* recurrent = allocate(matrix);
-    torch::stable::parallel_for(0, model.blocks, 1, [&](int64_t first, int64_t last) {
-      kernels.pack(parameters, model.hidden, num_states, model.bfloat16, table, below, recurrent, first, last);
+    crew.share(model.blocks, [&](int64_t block, int64_t) {
+      kernels.pack(parameters, model.hidden, num_states, model.bfloat16, table, below, recurrent, block, block + 1);
     });
     model.layer[layer] = {table, below, recurrent};
   }
 };
 
 // The parameters packed: earlier, if all of their bytes are the same as then (cache.cpp).
-std::shared_ptr<const PackedLstm> cached_lstm(const LstmTensors& parameters, bool bfloat16);
+std::shared_ptr<const PackedLstm> cached_lstm(Crew& crew, const LstmTensors& parameters, bool bfloat16);
 
 // Memory of one thread that works on `count` samples.
 struct Scratch {

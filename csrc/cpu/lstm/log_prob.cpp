@@ -1,6 +1,5 @@
 // PixelLSTM's teacher-forced log-probability and its gradients on the CPU: checks, memory, threads, the order in which
 // segments, groups and slices run. The loops are in gradient_kernel.cpp.
-#include <atomic>
 #include <cstring>
 #include <tuple>
 
@@ -54,21 +53,21 @@ struct Segment {
 // Runs work(slice's first sample, its samples, scratch) for all slices of the batch, in parallel.
 class Slices {
  public:
-  Slices(const PackedLstm& lstm, int64_t batch)
-      : batch_(batch), samples_(slice_samples(batch, torch::stable::get_num_threads())) {
+  Slices(Crew& crew, const PackedLstm& lstm, int64_t batch)
+      : crew_(crew), batch_(batch), samples_(slice_samples(batch, crew.size())) {
     for (int64_t first = 0; first < batch; first += samples_)
       scratch_.emplace_back(lstm, std::min(samples_, batch - first));
   }
 
   template <class Work>
   void run(const Work& work) const {
-    torch::stable::parallel_for(0, static_cast<int64_t>(scratch_.size()), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t index = begin; index < end; ++index)
-        work(index * samples_, std::min(samples_, batch_ - index * samples_), scratch_[index].scratch());
+    crew_.share(static_cast<int64_t>(scratch_.size()), [&](int64_t index, int64_t) {
+      work(index * samples_, std::min(samples_, batch_ - index * samples_), scratch_[index].scratch());
     });
   }
 
  private:
+  Crew& crew_;
   int64_t batch_, samples_;
   std::vector<Scratch> scratch_;
 };
@@ -89,9 +88,10 @@ float* mutable_floats(const Tensor& tensor) { return static_cast<float*>(tensor.
 std::tuple<Tensor, Tensor> forward(const Tensor& states, const std::vector<Tensor>& weights, const Tensor& head_weight,
                                    const Tensor& head_bias, int64_t checkpoint_steps, bool keep, bool conditionals) {
   const LstmTensors parameters(weights, head_weight, head_bias);
+  Crew crew;
   // Training changes the parameters with every call: there is nothing to find.
   const std::shared_ptr<const PackedLstm> packed =
-      keep ? std::make_shared<const PackedLstm>(parameters, false) : cached_lstm(parameters, false);
+      keep ? std::make_shared<const PackedLstm>(crew, parameters, false) : cached_lstm(crew, parameters, false);
   const PackedLstm& lstm = *packed;
   const Tensor x = torch::stable::contiguous(states);
   check_inputs(x, lstm.model.states, checkpoint_steps);
@@ -122,7 +122,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& states, const std::vector<Tenso
   arguments.checkpoints = keep && !keeps_all ? mutable_floats(kept) : nullptr;
   arguments.checkpoint_steps = plan.segment;
   (conditionals ? arguments.conditional : arguments.log_prob) = mutable_floats(log_prob);
-  Slices(lstm, plan.batch).run([&](int64_t first, int64_t count, const LstmScratch& scratch) {
+  Slices(crew, lstm, plan.batch).run([&](int64_t first, int64_t count, const LstmScratch& scratch) {
     PYAR_FOR_THIS_CPU(lstm_gradient_kernels).forward(arguments, first, count, scratch);
   });
   return {log_prob, kept};
@@ -145,7 +145,7 @@ std::tuple<Tensor, Tensor> lstm_conditional_log_prob(const Tensor& states, const
 // The parameters' gradients while they are summed, packed as the kernels add to them.
 class PackedGradients {
  public:
-  explicit PackedGradients(const PackedLstm& lstm) : model_(lstm.model), width_(lstm.kernels.width) {
+  PackedGradients(Crew& crew, const PackedLstm& lstm) : crew_(crew), model_(lstm.model), width_(lstm.kernels.width) {
     const int64_t row = model_.blocks * 4 * width_, matrix = model_.hidden * row;
     for (int layer = 0; layer < model_.layers; ++layer) {
       packed.table[layer] = allocate(layer == 0 ? (model_.states + 1) * row : row, doubles_);
@@ -204,8 +204,9 @@ class PackedGradients {
   // [N][H][4·W] → [4·H, H].
   void unpack_matrix(const float* from, float* to) const {
     const int64_t hidden = model_.hidden, block = 4 * width_;
-    torch::stable::parallel_for(0, 4 * hidden, 64, [&](int64_t begin, int64_t end) {
-      for (int64_t gate_unit = begin; gate_unit < end; ++gate_unit) {
+    constexpr int64_t kRows = 64;
+    crew_.share((4 * hidden + kRows - 1) / kRows, [&](int64_t piece, int64_t) {
+      for (int64_t gate_unit = piece * kRows; gate_unit < std::min((piece + 1) * kRows, 4 * hidden); ++gate_unit) {
         const int64_t gate = gate_unit / hidden, unit = gate_unit % hidden;
         const float* at = from + unit / width_ * hidden * block + gate * width_ + unit % width_;
         for (int64_t column = 0; column < hidden; ++column) to[gate_unit * hidden + column] = at[column * block];
@@ -213,6 +214,7 @@ class PackedGradients {
     });
   }
 
+  Crew& crew_;
   const LstmModel& model_;
   int64_t width_;
   std::vector<Buffer<float>> floats_;
@@ -224,7 +226,8 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> lstm_log_prob_backward(const Ten
                                                                        const Tensor& head_weight,
                                                                        const Tensor& head_bias, const Tensor& kept,
                                                                        int64_t checkpoint_steps) {
-  const PackedLstm lstm({weights, head_weight, head_bias}, false);
+  Crew crew;
+  const PackedLstm lstm(crew, {weights, head_weight, head_bias}, false);
   const LstmGradientKernels& kernels = PYAR_FOR_THIS_CPU(lstm_gradient_kernels);
   const LstmModel& model = lstm.model;
   const Tensor x = torch::stable::contiguous(states);
@@ -237,7 +240,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> lstm_log_prob_backward(const Ten
     check(grad, "grad", {plan.batch});
   check(kept, "kept", {plan.kept_floats(checkpoint_steps)});
   const Tensor upstream = torch::stable::contiguous(grad);
-  const PackedGradients gradients(lstm);
+  const PackedGradients gradients(crew, lstm);
 
   std::vector<Buffer<float>> memory;
   const int64_t block = 4 * lstm.kernels.width, panels = (model.blocks + 3) / 4;
@@ -245,8 +248,8 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> lstm_log_prob_backward(const Ten
     const Tensor from = torch::stable::contiguous(weight);
     const int64_t depth = gates ? model.blocks * block : weight.size(0);
     float* packed = memory.emplace_back(panels * depth * block).get();
-    torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-      kernels.pack_transposed(floats(from), weight.size(0), weight.size(1), gates, packed, begin, end);
+    crew.share(panels, [&](int64_t panel, int64_t) {
+      kernels.pack_transposed(floats(from), weight.size(0), weight.size(1), gates, packed, panel, panel + 1);
     });
     return packed;
   };
@@ -271,8 +274,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> lstm_log_prob_backward(const Ten
   }
   arguments.dlogits = memory.emplace_back(gradients.vectors() * lstm.kernels.width * plan.group * plan.batch).get();
 
-  const int64_t threads = torch::stable::get_num_threads();
-  const Slices slices(lstm, plan.batch);
+  const Slices slices(crew, lstm, plan.batch);
   const bool recomputes = checkpoint_steps > 0;
   const Buffer<float> recomputed(recomputes ? plan.layers * plan.layer_floats(plan.segment) : 0);
 
@@ -311,12 +313,8 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> lstm_log_prob_backward(const Ten
       slices.run([&](int64_t first, int64_t count, const LstmScratch& scratch) {
         kernels.backward(arguments, first_step, last_step, first, count, scratch);
       });
-      // Each item is summed by one thread alone, so that who takes it makes no difference.
-      std::atomic<int64_t> next{0};
-      const int64_t items = model.layers * model.blocks + gradients.vectors();
-      torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-        for (int64_t item = next.fetch_add(1); item < items; item = next.fetch_add(1))
-          kernels.accumulate(arguments, gradients.packed, first_step, last_step, item);
+      crew.share(model.layers * model.blocks + gradients.vectors(), [&](int64_t item, int64_t) {
+        kernels.accumulate(arguments, gradients.packed, first_step, last_step, item);
       });
     }
   }

@@ -3,7 +3,7 @@
 #include <tuple>
 
 #include "cpu/lstm/host.h"
-#include "cpu/team_host.h"
+#include "cpu/team.h"
 
 namespace pyar::cpu {
 
@@ -29,7 +29,8 @@ std::tuple<Tensor, Tensor> sample(const std::vector<Tensor>& weights, const Tens
                                   const Tensor& head_bias, const Tensor& seed, int64_t num_samples, int64_t first_index,
                                   int64_t num_dims, double temperature, const std::optional<Tensor>& given,
                                   bool bfloat16) {
-  const std::shared_ptr<const PackedLstm> packed = cached_lstm({weights, head_weight, head_bias}, bfloat16);
+  Crew crew;
+  const std::shared_ptr<const PackedLstm> packed = cached_lstm(crew, {weights, head_weight, head_bias}, bfloat16);
   const PackedLstm& lstm = *packed;
   STD_TORCH_CHECK(seed.scalar_type() == ScalarType::Long && seed.numel() == 1 && seed.is_cpu(),
                   "seed must be one int64 on the CPU");
@@ -64,7 +65,7 @@ std::tuple<Tensor, Tensor> sample(const std::vector<Tensor>& weights, const Tens
                                 static_cast<float*>(log_prob.mutable_data_ptr()),
                                 &failed};
 
-  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t threads = crew.size();
   const int64_t members = std::min(threads, lstm.model.blocks);
   if (num_samples == 0) return {x, log_prob};
   if (members > 1 && num_samples <= kTeamSamples * threads && num_samples <= kSliceSamples) {
@@ -73,18 +74,16 @@ std::tuple<Tensor, Tensor> sample(const std::vector<Tensor>& weights, const Tens
     std::vector<Scratch> scratch;  // all of it now: a member that failed to allocate would leave the others waiting
     for (int64_t member = 0; member < members; ++member) scratch.emplace_back(lstm, num_samples);
     const int64_t step_bytes = lstm.model.layers * 32 * lstm.model.hidden * lstm.model.hidden;  // [4H, 2H] a layer
-    run_team(members, step_bytes, [&](Team* team, int rank) {
+    run_team(crew, members, step_bytes, [&](Team* team, int rank) {
       lstm.kernels.sample(arguments, 0, num_samples, slice.workspace(), &spare, scratch[rank].scratch(), team, rank);
     });
   } else {
     const int64_t samples = slice_samples(num_samples, threads), slices = (num_samples + samples - 1) / samples;
-    torch::stable::parallel_for(0, slices, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t index = begin; index < end; ++index) {
-        const int64_t first = index * samples, count = std::min(samples, num_samples - first);
-        const Slice slice(lstm, count);
-        const Scratch scratch(lstm, count);
-        lstm.kernels.sample(arguments, first, count, slice.workspace(), nullptr, scratch.scratch(), nullptr, 0);
-      }
+    crew.share(slices, [&](int64_t index, int64_t) {
+      const int64_t first = index * samples, count = std::min(samples, num_samples - first);
+      const Slice slice(lstm, count);
+      const Scratch scratch(lstm, count);
+      lstm.kernels.sample(arguments, first, count, slice.workspace(), nullptr, scratch.scratch(), nullptr, 0);
     });
   }
   STD_TORCH_CHECK(failed == 0, "the logits to sample from are NaN or infinite; check the model's parameters");

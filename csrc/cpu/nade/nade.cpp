@@ -24,7 +24,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/large_pages.h"
 #include "cpu/nade/kernel.h"
-#include "cpu/team_host.h"
+#include "cpu/team.h"
 
 namespace pyar::cpu {
 namespace {
@@ -133,14 +133,6 @@ Tensor allocate(const Tensor& like, const std::vector<int64_t>& shape) {
   return t;
 }
 
-// Calls f(begin, end) on ranges of [0, count), in torch's threads where that pays: waking a thread and waiting for it
-// costs as much as some 10⁵ multiply-adds, and far more on a busy machine. `work`: multiply-adds an item.
-template <class F>
-void in_parallel(int64_t count, int64_t work, const F& f) {
-  constexpr int64_t kWorthAThread = 1 << 19;
-  torch::stable::parallel_for(0, count, 1 + kWorthAThread / (work + 1), f);
-}
-
 // Work space of one thread, aligned to cache lines.
 struct Scratch {
   float* data;
@@ -151,6 +143,25 @@ struct Scratch {
   ~Scratch() { std::free(data); }
   Scratch(const Scratch&) = delete;
 };
+
+// Calls f(begin, end, seat) on ranges of [0, count), `most` items each at most and nearly equal, where the crew is
+// worth it: to hand a piece to another thread costs about as much as some 10⁵ multiply-adds.
+//   work  multiply-adds an item
+template <class F>
+void in_parallel(Crew& crew, int64_t count, int64_t work, int64_t most, const F& f) {
+  constexpr int64_t kWorthAPiece = 1 << 18;
+  const int64_t pieces = std::min((count + most - 1) / most, count * (work + 1) / kWorthAPiece);
+  if (count == 0) return;
+  if (pieces < 2) return f(int64_t{0}, count, int64_t{0});
+  crew.share(pieces,
+             [&](int64_t piece, int64_t seat) { f(count * piece / pieces, count * (piece + 1) / pieces, seat); });
+}
+
+// Samples a piece, so that every thread has some pieces, and a piece enough samples that the weights are read seldom.
+int64_t samples_a_piece(int64_t samples, int64_t threads) {
+  constexpr int64_t kPiecesAThread = 2, kFewest = 16;
+  return std::clamp((samples + kPiecesAThread * threads - 1) / (kPiecesAThread * threads), kFewest, kTile);
+}
 
 // Output weights a dimension from which on it pays that threads share a lone sample's.
 constexpr int64_t kWorthATeam = 1 << 15;
@@ -202,19 +213,20 @@ class SharedScratch {
 // What many samples share where there are two states, made for the life of this object.
 class Table {
  public:
+  static constexpr int64_t kRowsAPiece = 32;
   static constexpr int64_t kAlways = 8;  // samples that pay for one; gradients, which read more rows, have one anyway
 
   // Makes one if there is none yet and `samples` pay for it, which are few: a row of factors costs as much as three
   // changes.
-  Table(Model& model, int64_t samples) : model_(model) {
+  Table(Crew& crew, Model& model, int64_t samples) : model_(model) {
     NadeParameters& m = model.view;
     if (m.K != 2 || samples < kAlways || m.factors != nullptr) return;
     const int64_t of_factors = m.D * row_stride(m.H), of_rows = m.num_layers == 0 ? m.D * row_stride(m.F) : 0;
     space_.emplace(of_factors + padded(m.D) + of_rows);
     NadeTable table{space_->data(), space_->data() + of_factors, nullptr};
     if (of_rows > 0) table.rows = table.largest + padded(m.D);
-    in_parallel(m.D, 16 * m.H,
-                [&](int64_t begin, int64_t end) { PYAR_FOR_THIS_CPU(nade_table)(m, table, begin, end); });
+    in_parallel(crew, m.D, 16 * m.H, kRowsAPiece,
+                [&](int64_t begin, int64_t end, int64_t) { PYAR_FOR_THIS_CPU(nade_table)(m, table, begin, end); });
     m.factors = table.factors;
     m.largest = table.largest;
     m.rows = table.rows;
@@ -230,14 +242,15 @@ class Table {
 };
 
 void forward(Model& model, const Tensor& x, int64_t B, float* log_prob, float* conditional, float* logits) {
-  const Table table(model, B);
+  Crew crew;
+  const Table table(crew, model, B);
   const NadeForward f{model.view, bytes(x), log_prob, conditional, logits};
   const auto run = PYAR_FOR_THIS_CPU(nade_forward);
   const int64_t size = PYAR_FOR_THIS_CPU(nade_forward_scratch)(model.view);
-  in_parallel(B, model.view.D * model.view.P * model.view.H, [&](int64_t begin, int64_t end) {
-    const Scratch scratch(size);
-    run(f, begin, end, scratch.data);
-  });
+  const SharedScratch scratch(crew.size() * padded(size));
+  in_parallel(
+      crew, B, model.view.D * model.view.P * model.view.H, samples_a_piece(B, crew.size()),
+      [&](int64_t begin, int64_t end, int64_t seat) { run(f, begin, end, scratch.data() + seat * padded(size)); });
 }
 
 Tensor nade_log_prob(Tensor x, Tensor W, Tensor c, Tensor V, Tensor b, std::vector<Tensor> mlp) {
@@ -304,10 +317,13 @@ struct Upstream {
   float constant = 0.0f;
 };
 
+// How finely the phases of a gradient are cut: into pieces of some ten microseconds.
+constexpr int64_t kUnitsAPiece = 1, kDimensionsAPiece = 4, kRowsAPiece = 20;
+
 // The gradients of group `group` of `out`, from x [B, D]. log_prob [B] is added to, or null.
-void backward(Model& model, const uint8_t* x, int64_t B, const Upstream& upstream, double* log_prob,
+void backward(Crew& crew, Model& model, const uint8_t* x, int64_t B, const Upstream& upstream, double* log_prob,
               const Gradients& out, int64_t group = 0) {
-  const Table table(model, Table::kAlways);
+  const Table table(crew, model, Table::kAlways);
   const NadeParameters& m = model.view;
   const int64_t input_size = m.D * m.H * (m.scalar_input ? 1 : m.K - 1);
   const auto part_of = [group](const Tensor& t, int64_t size) { return floats(t) + group * size; };
@@ -346,9 +362,15 @@ void backward(Model& model, const uint8_t* x, int64_t B, const Upstream& upstrea
                                 block * m.P * kSubBatch, most * block,     blocks * most};
   for (const DenseLayer& layer : model.layers)
     for (int twice = 0; twice < 2; ++twice) sizes.push_back(most * block * row_stride(layer.outputs));
-  int64_t total = 0;
+  q.model = m;
+  q.block = block;
+  q.n = most;
+  const int64_t seat_floats =
+      padded(std::max(PYAR_FOR_THIS_CPU(nade_backward_scratch)(q), PYAR_FOR_THIS_CPU(nade_layer_scratch)(q)));
+  int64_t total = crew.size() * seat_floats;
   for (const int64_t size : sizes) total += padded(size);
   const SharedScratch space(total);
+  float* const seats = space.data() + total - crew.size() * seat_floats;  // each seat's own
   std::vector<float*> parts_of_space;
   for (int64_t i = 0, at = 0; i < static_cast<int64_t>(sizes.size()); at += padded(sizes[i]), ++i)
     parts_of_space.push_back(space.data() + at);
@@ -359,8 +381,6 @@ void backward(Model& model, const uint8_t* x, int64_t B, const Upstream& upstrea
     feature_gradients.push_back(parts_of_space[8 + 2 * l]);
   }
 
-  q.model = m;
-  q.block = block;
   q.grad_constant = upstream.constant;
   q.checkpoints = parts_of_space[0];
   q.hidden = parts_of_space[1];
@@ -381,23 +401,22 @@ void backward(Model& model, const uint8_t* x, int64_t B, const Upstream& upstrea
     q.grad_conditional = upstream.conditional == nullptr ? nullptr : upstream.conditional + first * m.D;
     q.grad_logits = upstream.logits == nullptr ? nullptr : upstream.logits + first * m.D * m.P;
     q.log_prob = log_prob == nullptr ? nullptr : log_prob + first;
-    const int64_t sample_scratch = PYAR_FOR_THIS_CPU(nade_backward_scratch)(q);
-    const int64_t layer_scratch = PYAR_FOR_THIS_CPU(nade_layer_scratch)(q);
-    in_parallel(q.n, m.D * m.H,
-                [&](int64_t begin, int64_t end) { PYAR_FOR_THIS_CPU(nade_checkpoints)(q, begin, end); });
+    in_parallel(crew, q.n, m.D * m.H, kUnit,
+                [&](int64_t begin, int64_t end, int64_t) { PYAR_FOR_THIS_CPU(nade_checkpoints)(q, begin, end); });
     for (int64_t d0 = (blocks - 1) * block; d0 >= 0; d0 -= block) {
       const int64_t dims = d0 + block < m.D ? block : m.D - d0;
-      in_parallel(kUnits, 2 * q.n * dims * m.P * m.H / kUnits, [&](int64_t begin, int64_t end) {
-        const Scratch scratch(sample_scratch);
-        PYAR_FOR_THIS_CPU(nade_backward_samples)(q, d0, begin, end, scratch.data);
+      in_parallel(crew, kUnits, 2 * q.n * dims * m.P * m.H / kUnits, kUnitsAPiece,
+                  [&](int64_t begin, int64_t end, int64_t seat) {
+                    PYAR_FOR_THIS_CPU(nade_backward_samples)(q, d0, begin, end, seats + seat * seat_floats);
+                  });
+      in_parallel(crew, dims, q.n * m.P * m.H, kDimensionsAPiece, [&](int64_t begin, int64_t end, int64_t) {
+        PYAR_FOR_THIS_CPU(nade_backward_dimensions)(q, d0, begin, end);
       });
-      in_parallel(dims, q.n * m.P * m.H,
-                  [&](int64_t begin, int64_t end) { PYAR_FOR_THIS_CPU(nade_backward_dimensions)(q, d0, begin, end); });
       for (int64_t l = 0; l < m.num_layers; ++l) {
-        in_parallel(m.layers[l].outputs, q.n * dims * m.layers[l].inputs, [&](int64_t begin, int64_t end) {
-          const Scratch scratch(layer_scratch);
-          PYAR_FOR_THIS_CPU(nade_backward_layer)(q, d0, l, begin, end, scratch.data);
-        });
+        in_parallel(crew, m.layers[l].outputs, q.n * dims * m.layers[l].inputs, kRowsAPiece,
+                    [&](int64_t begin, int64_t end, int64_t seat) {
+                      PYAR_FOR_THIS_CPU(nade_backward_layer)(q, d0, l, begin, end, seats + seat * seat_floats);
+                    });
       }
     }
     PYAR_FOR_THIS_CPU(nade_backward_end)(q);
@@ -425,7 +444,8 @@ GradientTuple nade_log_prob_backward(Tensor grad, Tensor x, Tensor W, Tensor c, 
   std::optional<Tensor> contiguous;
   const Upstream upstream = checked_upstream(grad, {B}, model.view.D, &contiguous);
   const Gradients out(model, b);
-  backward(model, bytes(states), B, upstream, nullptr, out);
+  Crew crew;
+  backward(crew, model, bytes(states), B, upstream, nullptr, out);
   return out.tuple();
 }
 
@@ -440,8 +460,9 @@ GradientTuple nade_log_prob_backward_each(Tensor grad, Tensor x, Tensor W, Tenso
   std::optional<Tensor> contiguous;
   const Upstream upstream = checked_upstream(grad, {groups, n}, m.D, &contiguous);
   const Gradients out(model, b, {groups});
-  const Table table(model, Table::kAlways);  // here, for all groups
-  const auto run = [&](int64_t begin, int64_t end) {
+  Crew crew;
+  const Table table(crew, model, Table::kAlways);  // here, for all groups
+  const auto run = [&](Crew& own_crew, int64_t begin, int64_t end) {
     std::vector<uint8_t> rows;
     std::vector<float> gradients;
     for (int64_t group = begin; group < end; ++group) {
@@ -459,14 +480,17 @@ GradientTuple nade_log_prob_backward_each(Tensor grad, Tensor x, Tensor W, Tenso
       }
       Upstream active;
       (conditional ? active.conditional : active.log_prob) = gradients.data();
-      backward(model, rows.data(), static_cast<int64_t>(rows.size()) / m.D, active, nullptr, out, group);
+      backward(own_crew, model, rows.data(), static_cast<int64_t>(rows.size()) / m.D, active, nullptr, out, group);
     }
   };
   // Whole groups to the threads, or, where they are few, each to all threads.
-  if (groups >= torch::stable::get_num_threads()) {
-    in_parallel(groups, n * m.D * m.P * m.H, run);
+  if (groups >= crew.size()) {
+    in_parallel(crew, groups, n * m.D * m.P * m.H, 1, [&](int64_t begin, int64_t end, int64_t) {
+      Crew alone(1);
+      run(alone, begin, end);
+    });
   } else {
-    run(0, groups);
+    run(crew, 0, groups);
   }
   return out.tuple();
 }
@@ -480,7 +504,8 @@ GradientTuple nade_logits_backward(Tensor grad, Tensor x, Tensor W, Tensor c, Te
   Upstream upstream;
   upstream.logits = static_cast<const float*>(given.const_data_ptr());
   const Gradients out(model, b);
-  backward(model, bytes(states), B, upstream, nullptr, out);
+  Crew crew;
+  backward(crew, model, bytes(states), B, upstream, nullptr, out);
   return out.tuple();
 }
 
@@ -500,7 +525,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> nade_mean_nll(Tensor x, Tenso
   Upstream upstream;
   upstream.constant = B == 0 ? 0.0f : -1.0f / static_cast<float>(B);
   const Gradients out(model, b);
-  backward(model, bytes(states), B, upstream, log_prob.data(), out);
+  Crew crew;
+  backward(crew, model, bytes(states), B, upstream, log_prob.data(), out);
   Tensor loss = allocate(b, {});
   *floats(loss) = mean_nll(log_prob);
   return {loss, out.W, out.c, out.V, out.b};
@@ -519,7 +545,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> 
   Upstream upstream;
   upstream.log_prob = gradient.data();
   const Gradients out(model, b);
-  backward(model, bytes(states), B, upstream, log_prob.data(), out);
+  Crew crew;
+  backward(crew, model, bytes(states), B, upstream, log_prob.data(), out);
   Tensor loss = allocate(b, {}), each = allocate(b, {B});
   for (int64_t i = 0; i < B; ++i) {
     floats(each)[i] = static_cast<float>(log_prob[i]);
@@ -547,7 +574,8 @@ std::tuple<Tensor, Tensor> nade_sample(Tensor W, Tensor c, Tensor V, Tensor b, s
   }
   Tensor x = torch::stable::empty({num_samples, model.view.D}, ScalarType::Byte, std::nullopt, b.device());
   Tensor log_prob = allocate(b, {num_samples});
-  const Table table(model, num_samples);
+  Crew crew;
+  const Table table(crew, model, num_samples);
   NadeSample q{};
   q.model = model.view;
   q.seed = static_cast<uint64_t>(*static_cast<const int64_t*>(number.const_data_ptr()));
@@ -560,22 +588,23 @@ std::tuple<Tensor, Tensor> nade_sample(Tensor W, Tensor c, Tensor V, Tensor b, s
   const auto run = PYAR_FOR_THIS_CPU(nade_sample);
   const int64_t size = PYAR_FOR_THIS_CPU(nade_sample_scratch)(model.view);
   std::atomic<bool> good{true};
-  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t threads = crew.size();
   if (num_samples > 0 && 2 * num_samples <= threads && model.view.P * model.view.F >= kWorthATeam) {
     const Scratch logits(2 * model.view.P * kMostAhead);
     const Scratch scratch(threads * padded(size));  // now: a member that failed to allocate would leave others waiting
     for (int64_t index = 0; index < num_samples; ++index) {
-      run_team(threads, 4 * model.view.P * model.view.F, [&](Team* team, int rank) {
+      run_team(crew, threads, 4 * model.view.P * model.view.F, [&](Team* team, int rank) {
         if (!PYAR_FOR_THIS_CPU(nade_sample_alone)(q, index, logits.data, scratch.data + rank * padded(size), team,
                                                   rank))
           good = false;
       });
     }
   } else {
-    in_parallel(num_samples, model.view.D * model.view.P * model.view.H, [&](int64_t begin, int64_t end) {
-      const Scratch scratch(size);
-      if (!run(q, begin, end, scratch.data)) good = false;
-    });
+    const SharedScratch scratch(crew.size() * padded(size));
+    in_parallel(crew, num_samples, model.view.D * model.view.P * model.view.H, samples_a_piece(num_samples, threads),
+                [&](int64_t begin, int64_t end, int64_t seat) {
+                  if (!run(q, begin, end, scratch.data() + seat * padded(size))) good = false;
+                });
   }
   STD_TORCH_CHECK(good, "a conditional of the model is no distribution: its logits are NaN or infinite");
   return {x, log_prob};
