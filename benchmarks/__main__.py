@@ -6,6 +6,8 @@ jobs:
               threads; its memory, import time and install time
   per-sample  gradients of every example, as torch.func gives them, beside a loop of single gradients
   physics     the step of variational Monte Carlo on spins, beside a PyTorch MADE of equal parameters
+  neighbours  how much longer pyar, torch's own layers and JAX take beside one busy process and beside two; needs Linux,
+              and a machine that is quiet otherwise
   report      the site's page of benchmarks, the README's table, and plots, from stored results
   guard       has a change made pyar slower? counts instructions and compares with stored counts; needs valgrind
 
@@ -15,6 +17,7 @@ examples:
   python -m benchmarks nade lstm --compare benchmarks/results    is it faster or slower than the committed results?
   python -m benchmarks nade lstm --level avx2 --out runs/avx2    as on a processor that has AVX2 and no AVX-512
   python -m benchmarks report --results runs/benchmarks          prints the tables of your own results
+  python -m benchmarks neighbours --only "pyar: NADE"            minutes; the rest of neighbours.json stays
   python -m benchmarks guard                                     exits with 1 if an operation takes more instructions
 
 Peers that are not installed are reported as missing: pip install -e ".[bench]" installs them all.
@@ -41,12 +44,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "jobs",
         nargs="+",
-        choices=("nade", "lstm", "sweep", "per-sample", "physics", "report", "guard"),
+        choices=("nade", "lstm", "sweep", "per-sample", "physics", "neighbours", "report", "guard"),
         metavar="job",
         help="one or more",
     )
     cores = len(os.sched_getaffinity(0))
-    measuring = parser.add_argument_group("measuring: nade, lstm, sweep, physics")
+    measuring = parser.add_argument_group("measuring: nade, lstm, sweep, physics, neighbours")
     measuring.add_argument("--threads", type=int, default=cores, help=f"cores for everybody (default: all, {cores})")
     measuring.add_argument(
         "--level",
@@ -115,6 +118,10 @@ def main(arguments: list[str] | None = None) -> int:
         from benchmarks.physics import run_physics
 
         run_physics(options)
+    if "neighbours" in options.jobs:
+        from benchmarks.neighbours import run_neighbours
+
+        status = max(status, run_neighbours(options))
     if "report" in options.jobs:
         from benchmarks.report import write_report
         from pyar.files import write_text

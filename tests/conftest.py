@@ -8,7 +8,7 @@ import hypothesis
 import pytest
 import torch
 
-from pyar.native import has_kernels
+from pyar.native import _C, has_kernels
 
 # The same examples on every run: a failure seen once can be seen again.
 hypothesis.settings.register_profile("pyar", derandomize=True, deadline=None, max_examples=30, database=None)
@@ -34,7 +34,11 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture
 def restore_threads() -> Iterator[None]:
-    """Lets a test change torch's number of threads."""
+    """Lets a test change torch's number of threads, and have so many, whatever processors there are."""
     before = torch.get_num_threads()
+    if _C is not None:
+        _C.pretend_processors(256)
     yield
     torch.set_num_threads(before)
+    if _C is not None:
+        _C.pretend_processors(0)

@@ -101,13 +101,27 @@ def check_states(name: str, x: Tensor, num_dims: int, num_states: int, device: t
     if x.device != device:
         raise ValueError(f"{name} is on {x.device}, the parameters on {device}: they must be on the same")
     if x.device.type == "cpu" and has_values(x):
-        if x.numel() > 0:
-            low, high = (int(bound) for bound in torch.aminmax(x))
-            if low < 0 or high >= num_states:
-                raise ValueError(f"{name} must hold states 0 … {num_states - 1}, got values {low} … {high}")
-    elif x.dtype == torch.int64:
+        return _checked_values(name, x, num_states)
+    if x.dtype == torch.int64:
         x = torch.where((x < 0) | (x > 255), 255, x)  # so that a bad state stays one
     return x if x.dtype == torch.uint8 else x.to(torch.uint8)
+
+
+def _checked_values(name: str, x: Tensor, num_states: int) -> Tensor:
+    # Torch shares larger work than this among its threads, and on a busy machine would wait for each of them.
+    most = 32767
+    states = (
+        x if x.dtype == torch.uint8 else torch.empty_like(x, dtype=torch.uint8, memory_format=torch.contiguous_format)
+    )
+    bounds = []
+    for part, target in zip(x.flatten().split(most), states.flatten().split(most), strict=True):
+        if part.numel() > 0:
+            bounds += [int(bound) for bound in torch.aminmax(part)]
+        if states is not x:
+            target.copy_(part)
+    if bounds and (min(bounds) < 0 or max(bounds) >= num_states):
+        raise ValueError(f"{name} must hold states 0 … {num_states - 1}, got values {min(bounds)} … {max(bounds)}")
+    return states
 
 
 def check_given(

@@ -9,6 +9,8 @@
 // optimisation that samples at every step, are never copied.
 #include "cpu/lstm/cache.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -163,6 +165,10 @@ class Cache {
     while (entries_.size() > kMaxModels || bytes() > kMaxBytes) drop(entries_.end() - 1);
   }
 
+  // Around a fork: another thread's lock would never be released in the new process.
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
+
   LstmCacheFacts facts() {
     const std::lock_guard<std::mutex> lock(mutex_);
     return {static_cast<int64_t>(entries_.size()), bytes(), hits, misses};
@@ -190,6 +196,9 @@ class Cache {
 // Never destroyed: a thread may still be sampling while the process ends.
 Cache& cache() {
   static Cache* const instance = new Cache;
+  static const int registered =
+      pthread_atfork([] { instance->lock(); }, [] { instance->unlock(); }, [] { instance->unlock(); });
+  static_cast<void>(registered);
   return *instance;
 }
 

@@ -13,7 +13,6 @@
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <mutex>
 #include <new>
 #include <optional>
 #include <string>
@@ -172,17 +171,21 @@ constexpr int64_t kWorthATeam = 1 << 15;
 class SharedScratch {
  public:
   explicit SharedScratch(int64_t count) {
-    const std::lock_guard<std::mutex> lock(mutex());
-    for (std::unique_ptr<Space>& space : kept())  // the smallest that is large enough
+    for (Slot& slot : kept()) {  // the smallest that is large enough
+      std::unique_ptr<Space> space(slot.exchange(nullptr));
       if (space != nullptr && space->count >= count && (space_ == nullptr || space->count < space_->count))
         std::swap(space, space_);
+      if (space != nullptr) space.reset(slot.exchange(space.release()));
+    }
     if (space_ == nullptr) space_ = std::make_unique<Space>(count);
   }
   ~SharedScratch() {
     if (space_->count > kKeptFloats) return;
-    const std::lock_guard<std::mutex> lock(mutex());
-    for (std::unique_ptr<Space>& space : kept())  // the largest are kept
+    for (Slot& slot : kept()) {  // the largest are kept
+      std::unique_ptr<Space> space(slot.exchange(nullptr));
       if (space_ != nullptr && (space == nullptr || space->count < space_->count)) std::swap(space, space_);
+      if (space != nullptr) space.reset(slot.exchange(space.release()));
+    }
   }
   SharedScratch(const SharedScratch&) = delete;
 
@@ -198,13 +201,11 @@ class SharedScratch {
       prefer_large_pages(scratch.data, count * static_cast<int64_t>(sizeof(float)));
     }
   };
-  static std::mutex& mutex() {
-    static std::mutex* const instance = new std::mutex;  // never destroyed: a thread may outlive the statics
-    return *instance;
-  }
-  static std::array<std::unique_ptr<Space>, kMostKept>& kept() {
-    static auto* const instance = new std::array<std::unique_ptr<Space>, kMostKept>;
-    return *instance;
+  // What no call has at the moment. No lock, which a process could be forked with.
+  using Slot = std::atomic<Space*>;
+  static std::array<Slot, kMostKept>& kept() {
+    static std::array<Slot, kMostKept> slots{};
+    return slots;
   }
 
   std::unique_ptr<Space> space_;
