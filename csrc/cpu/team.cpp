@@ -70,16 +70,16 @@ bool spin_until(int64_t limit, const Condition& condition) {
 
 }  // namespace
 
-// One crew's pieces. Gatherings are never freed, so that a worker may look at one at any time; one that is held up
-// between a look and a claim finds that its claim fails.
+// One crew's pieces. Gatherings are never freed, so that a worker may look at one at any time; if it is held up between
+// a look and a claim, and other pieces lie there then, its claim fails.
 struct alignas(64) Gathering {
   static constexpr uint32_t kSleeping = uint32_t{1} << 31;
 
   std::atomic<bool> taken{false};
-  std::atomic<int64_t> size{0};  // the crew's
   // The phase's number in the upper half, the pieces that are still to be claimed in the lower. The phase's facts are
   // written while that is 0 and nothing can be claimed.
   alignas(64) std::atomic<uint64_t> claims{0};
+  std::atomic<int64_t> size{0};  // the crew's
   std::atomic<uint32_t> pieces{0};
   std::atomic<void (*)(const void*, int64_t, int64_t)> call{nullptr};
   std::atomic<const void*> work{nullptr};
@@ -98,6 +98,7 @@ struct alignas(64) Gathering {
       const auto f = call.load(std::memory_order_relaxed);
       const void* of = work.load(std::memory_order_relaxed);
       const int64_t piece = pieces.load(std::memory_order_relaxed) - (seen & 0xffffffffu);
+      if (seat >= size.load(std::memory_order_relaxed)) break;
       if (!claims.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
       if (done != nullptr) {
         if (count == 0) std::fesetenv(&environment);
@@ -234,9 +235,9 @@ class Pool {
     const int64_t used = used_.load(std::memory_order_acquire);
     for (int64_t i = 0; i < used && !held_.load(std::memory_order_relaxed); ++i) {
       Gathering& gathering = gatherings_[i];
-      const int64_t size = gathering.size.load(std::memory_order_relaxed);
-      if (index + 1 >= size || (gathering.claims.load(std::memory_order_seq_cst) & 0xffffffffu) == 0) continue;
-      wake_below(index, size - 1);
+      const uint64_t left = gathering.claims.load(std::memory_order_seq_cst) & 0xffffffffu;
+      if (left == 0) continue;
+      if (left > 1) wake_below(index, gathering.size.load(std::memory_order_relaxed) - 1);
       any = gathering.work_on(index + 1, &workers_[index].pieces) > 0 || any;
     }
     return any;
