@@ -34,6 +34,7 @@ def operations() -> dict[str, Callable[[], list[Tensor]]]:
     deep = random_model(pyar.NADE(60, 3, 120, mlp_sizes=(130,)))
     wide = random_model(pyar.NADE(30, 256, 160))  # whose lone samples are a team's work
     lstm = random_model(pyar.PixelLSTM(40, 5, 70, 2))
+    made = random_model(pyar.MADE(60, 2, hidden_sizes=(200,)))
     generator = torch.Generator().manual_seed(1)
 
     def states(model: torch.nn.Module, B: int) -> Tensor:
@@ -52,6 +53,7 @@ def operations() -> dict[str, Callable[[], list[Tensor]]]:
         "NADE's gradient, added layers": lambda: gradient(deep, ternary, lambda x: deep.log_prob(x).square().sum()),
         "NADE's sample": lambda: list(nade.sample_and_log_prob(150, seed=1)),
         "NADE's lone sample": lambda: list(wide.sample_and_log_prob(1, seed=2)),
+        "MADE's sample": lambda: list(made.sample_and_log_prob(300, seed=5)),
         "PixelLSTM's gradient": lambda: gradient(lstm, grey, lambda x: lstm.log_prob(x).square().sum()),
         "PixelLSTM's sample": lambda: list(lstm.sample_and_log_prob(60, seed=3)),
         "PixelLSTM's lone sample": lambda: list(lstm.sample_and_log_prob(1, seed=4)),

@@ -1,6 +1,7 @@
 // MADE's sampling on the CPU: checks, memory, threads. The loops are in sample_kernel.cpp.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <atomic>
 #include <limits>
 #include <optional>
@@ -9,6 +10,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/host.h"
 #include "cpu/made/kernel.h"
+#include "cpu/team.h"
 
 namespace pyar::cpu {
 namespace {
@@ -105,11 +107,16 @@ std::tuple<Tensor, Tensor> made_sample(Tensor W, Tensor c, std::vector<Tensor> h
   q.x = static_cast<uint8_t*>(x.mutable_data_ptr());
   q.log_prob = static_cast<float*>(log_prob.mutable_data_ptr());
 
-  constexpr int64_t kWorthAThread = 1 << 19;  // multiply-adds
+  constexpr int64_t kWorthAPiece = 1 << 19;  // multiply-adds
   const auto run = PYAR_FOR_THIS_CPU(made_sample);
   const int64_t size = PYAR_FOR_THIS_CPU(made_sample_scratch)(m);
   std::atomic<bool> good{true};
-  torch::stable::parallel_for(0, n, 1 + kWorthAThread / (model.work() + 1), [&](int64_t begin, int64_t end) {
+  Crew crew;
+  // Two pieces a thread, so that one that is late leaves little to wait for.
+  const int64_t pieces = std::clamp<int64_t>(n * (model.work() + 1) / kWorthAPiece, 1, 2 * crew.size());
+  crew.share(pieces, [&](int64_t piece, int64_t) {
+    const int64_t begin = n * piece / pieces, end = n * (piece + 1) / pieces;
+    if (begin == end) return;
     const WorkSpace space(size);
     if (!run(q, begin, end, space.data())) good = false;
   });
