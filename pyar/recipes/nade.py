@@ -34,6 +34,16 @@ RECIPES = (
         # Grey values are ordered, and 1,439 images are too few to learn that from a weight for every one of 17 states.
         model_options={"hidden_size": 500, "input": "scalar"},
         training={"epochs": 120, "learning_rate": 2e-3, "patience": 20},
+        reached=Reached(
+            test_nll=88.09,
+            test_error=0.93,
+            valid_nll=88.27,
+            seconds=40,
+            threads=1,
+            processor="AMD EPYC (family 25, model 17)",
+            commit="d252cae",
+        ),
+        tolerance=2.0,  # 179 images, and training carries the last digits of its sums far
     ),
     Recipe(
         name="nade-binarized-mnist",

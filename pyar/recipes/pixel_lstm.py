@@ -36,6 +36,16 @@ RECIPES = (
         data="digits",
         model_options={"hidden_size": 128, "input": "scalar"},
         training={"epochs": 40, "patience": 20, "clip_norm": 1.0, "learning_rate": 1e-2, "eval_batch_size": 200},
+        reached=Reached(
+            test_nll=79.80,
+            test_error=0.83,
+            valid_nll=80.67,
+            seconds=40,
+            threads=1,
+            processor="AMD EPYC (family 25, model 17)",
+            commit="d252cae",
+        ),
+        tolerance=2.0,  # 179 images, and training carries the last digits of its sums far
     ),
     Recipe(
         name="pixel-lstm-binarized-mnist",
