@@ -42,3 +42,19 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#1f5fa8", "color-brand-content": "#1f5fa8"},
     "dark_css_variables": {"color-brand-primary": "#7db3f0", "color-brand-content": "#7db3f0"},
 }
+
+
+def set_equations_apart(app, what, name, obj, options, lines: list[str]) -> None:
+    """Docstrings write equations as indented lines, which would flow into one paragraph."""
+    shown, in_section, before = [], False, ""
+    for line in lines:
+        in_section = in_section or re.fullmatch(r"[A-Z]\w+:", line) is not None
+        if line.startswith("    ") and not in_section and not before.startswith("    "):
+            shown += ["::", ""]
+        shown.append(line)
+        before = line if line.strip() else before
+    lines[:] = shown
+
+
+def setup(app) -> None:
+    app.connect("autodoc-process-docstring", set_equations_apart, priority=400)  # before the sections are read
