@@ -30,7 +30,8 @@ NEIGHBOURS = (0, 1, 2)
 # A measurement during which others took more of the processors than this is made again, so often at most.
 FOREIGN_SHARE, ATTEMPTS = 0.05, 3
 MIN_READINGS, MAX_READINGS = 3, 9
-CONTENDERS = ("pyar", "pyar, one thread", "torch", "JAX")
+ONE_THREAD = "pyar, one thread"
+CONTENDERS = ("pyar", ONE_THREAD, "torch", "JAX")
 
 Works = dict[str, Callable[[], Any]]
 
@@ -97,7 +98,7 @@ def jax_works(data_dir: str | None) -> Works:
 def serve(connection: Connection, contender: str, threads: int, data_dir: str | None) -> None:
     """Sends its works' names, then for every (work, seconds) the milliseconds of several readings."""
     set_variables(threads)
-    torch.set_num_threads(1 if contender == "pyar, one thread" else threads)
+    torch.set_num_threads(1 if contender == ONE_THREAD else threads)
     try:
         build = {"torch": torch_works, "JAX": jax_works}.get(contender, pyar_works)
         works = build(data_dir)
@@ -213,6 +214,7 @@ def run_neighbours(options: argparse.Namespace) -> int:
 
 
 def times(record: dict[str, Any]) -> list[float]:
+    """Median milliseconds in quiet and beside the busy processes."""
     return [record["beside"][str(count)]["median_ms"] for count in NEIGHBOURS]
 
 
@@ -228,7 +230,7 @@ def print_summary(records: dict[tuple[str, str], dict[str, Any]]) -> None:
     """How the works compare with the same on one thread, where both were measured."""
     lines = []
     for (contender, work), record in records.items():
-        alone = records.get(("pyar, one thread", work))
+        alone = records.get((ONE_THREAD, work))
         if contender == "pyar" and alone is not None:
             ratios = [mine / one for mine, one in zip(times(record), times(alone), strict=True)]
             lines.append((work, ratios))

@@ -10,13 +10,15 @@ from typing import Any
 
 from benchmarks.check import TOLERANCE
 from benchmarks.machine import describe_level
+from benchmarks.neighbours import ONE_THREAD
+from benchmarks.neighbours import times as busy_times
 from benchmarks.peers import CONTENDERS
 from benchmarks.runner import TIMED
 from benchmarks.series import MODELS, TASKS, describe_job, plot_names, sweep_records, table_records
 from pyar.files import write_text
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
-JOBS = ("nade", "lstm", "sweep")
+JOBS = ("nade", "lstm", "sweep", "neighbours")
 # Where the plots are, seen from the site's page, docs/benchmarks.md.
 PLOTS = "benchmarks"
 ALT_TEXTS = {
@@ -84,6 +86,8 @@ def render(documents: dict[str, dict[str, Any]]) -> str:
     parts += unsettled([*tables, *sweep])
     if "sweep" in documents:
         parts += render_sweep(documents["sweep"], pictures(documents, "growth"))
+    if "neighbours" in documents:
+        parts += render_neighbours(documents["neighbours"])
     parts += render_losses([*tables, *sweep])
     return "\n\n".join(parts)
 
@@ -258,6 +262,33 @@ def memory_table(records: list[dict[str, Any]]) -> str:
             text if record["status"] == "ok" else record["status"]
         )
     return markdown_table(["peak extra memory of one call, MB", *names], rows)
+
+
+def render_neighbours(document: dict[str, Any]) -> list[str]:
+    """How much longer calls take on a machine that is busy with other things: of pyar, torch's layers and JAX."""
+    environment, records = document["environment"], document["records"]
+    alone = {record["work"]: busy_times(record) for record in records if record["contender"] == ONE_THREAD}
+    rows: dict[str, dict[str, str]] = {}
+    head = ["median milliseconds", "quiet", "beside one busy process", "beside two", "of one thread's time then"]
+    for record in records:
+        if record["contender"] == ONE_THREAD:
+            continue
+        quiet, *beside = times = busy_times(record)
+        name = record["work"] if record["contender"] == "pyar" else f"{record['contender']}: {record['work']}"
+        cells = {"quiet": milliseconds(quiet)}
+        for column, value in zip(head[2:4], beside, strict=True):
+            cells[column] = f"{milliseconds(value)} ({value / quiet:.1f}×)"
+        if record["contender"] == "pyar" and record["work"] in alone:
+            ratios = [mine / one for mine, one in zip(times, alone[record["work"]], strict=True)]
+            cells[head[4]] = " / ".join(f"{ratio:.2f}" for ratio in ratios)
+        rows[name] = cells
+    return [
+        f"**Beside busy neighbours.** {environment['processor']}, {document['threads']} threads; pyar "
+        f"{environment['commit']}, {environment['date']}. Other processes that compute without end take their share of "
+        "the processors; in brackets, how many times longer than in quiet. The last column compares with pyar on one "
+        "thread in the same three situations.",
+        markdown_table(head, rows),
+    ]
 
 
 def behind(record: dict[str, Any]) -> tuple[str, float] | None:

@@ -411,6 +411,27 @@ def test_speed_plot_does_not_join_times_of_different_machines():
     assert series.times(panel, "B")["pyar"] == [(1, 0.1), (10, 1.0), (100, 10.0), (1000, 100.0)]
 
 
+def test_report_of_busy_neighbours():
+    def beside(*milliseconds: float) -> dict:
+        return {str(count): {"median_ms": value} for count, value in enumerate(milliseconds)}
+
+    document = {
+        "environment": full_documents()["nade"]["environment"],
+        "threads": 2,
+        "records": [
+            {"contender": "pyar", "work": "NADE gradient", "beside": beside(4.0, 8.0, 10.0)},
+            {"contender": "pyar, one thread", "work": "NADE gradient", "beside": beside(8.0, 8.0, 20.0)},
+            {"contender": "torch", "work": "nn.Linear", "beside": beside(3.0, 9.0, 30.0)},
+        ],
+    }
+    text = report.render({"neighbours": document})
+    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    assert rows == [
+        "| NADE gradient | 4 | 8 (2.0×) | 10 (2.5×) | 0.50 / 1.00 / 0.50 |",
+        "| torch: nn.Linear | 3 | 9 (3.0×) | 30 (10.0×) | – |",
+    ]
+
+
 REPORT = "python -m benchmarks report --write docs/benchmarks.md --summary README.md --plots docs/benchmarks"
 
 
