@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pyar.files import atomic_write
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _GREY = (200, 204, 210)  # separators: light enough beside white ink, dark enough beside black ink
@@ -149,6 +150,52 @@ def _learning_curve(records: Sequence[dict[str, Any]], title: str) -> Figure:
         axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_xlabel("epoch")
     axes.set_ylabel("negative log-likelihood (nats)")
+    _finish(axes, title)
+    return figure
+
+
+def save_order_curve(
+    mixtures: dict[int, float], single_orders: Sequence[float], path: str | os.PathLike[str], title: str = ""
+) -> None:
+    """Draws the mean NLL (nats) of mixtures over more and more orders, and that of every order by itself.
+
+    `mixtures`: NLL by number of orders; `single_orders`: the NLL under each of them alone.
+    """
+    with clean_matplotlib():
+        save_figure(_order_curve(mixtures, single_orders, title), path)
+
+
+def _order_curve(mixtures: dict[int, float], single_orders: Sequence[float], title: str) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), dpi=130, layout="tight")
+    axes = figure.subplots()
+    axes.plot(
+        range(1, len(single_orders) + 1), single_orders, "o", color="#7aa6c2", markersize=4, label="one order, each"
+    )
+    axes.plot(
+        *zip(*sorted(mixtures.items()), strict=True),
+        "o-",
+        color="#c0392b",
+        linewidth=1.6,
+        label="mixture of the first M",
+    )
+    for number, nll in mixtures.items():
+        axes.annotate(f"{nll:.2f}", (number, nll), (-3, -12), textcoords="offset points", ha="right", fontsize=8)
+    axes.set_xscale("log", base=2)
+    ticks = sorted(mixtures)
+    axes.set_xticks(ticks, [str(number) for number in ticks])
+    axes.minorticks_off()
+    axes.margins(0.06, 0.12)
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.set_xlabel("orders M")
+    axes.set_ylabel("negative log-likelihood (nats)")
+    _finish(axes, title)
+    return figure
+
+
+def _finish(axes: Axes, title: str) -> None:
+    """What all diagrams share: title, legend, a light grid."""
     if title:
         title = title.encode(errors="replace").decode()  # a file's name may hold bytes that are no text
         axes.set_title(textwrap.fill(title, 80), fontsize=10, parse_math=False)
@@ -157,7 +204,6 @@ def _learning_curve(records: Sequence[dict[str, Any]], title: str) -> Figure:
         axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    return figure
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import pyar
 from pyar.checkpoint import save_model
@@ -89,9 +90,11 @@ def test_a_model_of_one_order_names_the_one_of_any(tmp_path: Path, capsys) -> No
 
 
 def test_the_curve_over_orders(run: str, tmp_path: Path, capsys) -> None:
-    out = tmp_path / "log_prob.npy"
+    out, plot = tmp_path / "log_prob.npy", tmp_path / "orders.png"
     command = ["evaluate", run, "--orders", "4,1,2", "--no-progress"]
-    assert main([*command, "--json", "--out", str(out)]) == 0
+    assert main([*command, "--json", "--out", str(out), "--out", str(plot)]) == 0
+    with Image.open(plot) as image:
+        assert image.format == "PNG"
     report = json.loads(capsys.readouterr().out)
     assert [point["orders"] for point in report["curve"]] == [1, 2, 4]
     model = pyar.load(run)
@@ -104,6 +107,8 @@ def test_the_curve_over_orders(run: str, tmp_path: Path, capsys) -> None:
     assert single["lowest_nll_nats"] < report["curve"][0]["nll_nats"] + 1e-6 < single["highest_nll_nats"] + 1e-5
     assert main(command) == 0
     assert "single orders are different distributions" in capsys.readouterr().out
+    assert main(["evaluate", run, "--no-progress", "--out", str(plot)]) == 1
+    assert "orders.png: the name should end in .npy or .csv" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("orders", ["0", "1,x", "", "-1"])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 from pathlib import Path
 
 import pytest
 
+import pyar
 from pyar.cli import main
 from pyar.cli.recipes import compare, render_results
+from pyar.data import load_dataset
 from pyar.models import model_class, model_names
 from pyar.recipes import Published, Reached, Recipe, default_recipe, model_settings, recipes, training_settings
 from pyar.training import TrainingConfig, model_defaults, training_defaults
@@ -77,6 +80,18 @@ def test_the_published_figure_stands_beside():
     assert "0.10 nats above (worse than)" in compare(PROMISE, 10.2, 0.1)["words"][1]
 
 
+def test_a_mixture_keeps_its_own_promise():
+    reached = dataclasses.replace(REACHED, mixture_nll=8.0)
+    papers = (PAPER, Published(8.5, "Y", "a paper", orders=4))
+    recipe = dataclasses.replace(PROMISE, reached=reached, orders=4, published=papers)
+    verdict = compare(recipe, 10.0, 0.1, 8.1)
+    assert verdict["holds"] is True
+    assert "10.00 ± 0.10 in one order, 8.10 with 4 nats on test, promised 10.00 ± 0.10 and 8.00" in verdict["words"][0]
+    assert "0.10 nats below (better than) the published 10.10 (X)" in verdict["words"][1]
+    assert "0.40 nats below (better than) the published 8.50 (Y)" in verdict["words"][2]
+    assert compare(recipe, 10.0, 0.1, 8.3)["holds"] is False
+
+
 def reproduced(recipe: Recipe, monkeypatch, capsys, tmp_path) -> tuple[int, dict]:
     monkeypatch.setattr("pyar.cli.recipes.recipes", lambda: {recipe.name: recipe})
     monkeypatch.setattr("pyar.cli.parser.recipes", lambda: {recipe.name: recipe})
@@ -102,6 +117,25 @@ def test_reproduce_trains_as_the_recipe_says(promised, code, monkeypatch, capsys
     assert settings["model_options"] == {"hidden_size": 7}
     assert settings["training"]["batch_size"] == 200
     assert settings["data_spec"] == {"data": "digits", "binarize": "threshold"}
+
+
+def test_reproduce_evaluates_the_mixture_over_orders(monkeypatch, capsys, tmp_path):
+    recipe = Recipe(
+        name="toy",
+        model="deep-nade",
+        data="digits",
+        preparation={"binarize": "threshold"},
+        model_options={"hidden_sizes": [8]},
+        training={"epochs": 1, "batch_size": 200},
+        orders=3,
+        reached=Reached(100.0, 0.1, 100.0, 1, 1, "a processor", "1234567", mixture_nll=1.0),
+    )
+    code, told = reproduced(recipe, monkeypatch, capsys, tmp_path)
+    assert code == 1, "its mixture is not at 1 nat"
+    model = pyar.load(tmp_path / "runs" / "toy")
+    x = load_dataset("digits", binarize="threshold").test
+    expected = -model.log_prob(x, orders=3).double().mean().item()
+    assert f"{expected:.2f} with 3 nats" in told["words"][0]
 
 
 def test_lists(capsys):

@@ -25,7 +25,7 @@ from pyar.data.files import read_numpy
 from pyar.evaluation import log_probs, order_log_probs, summarise
 from pyar.files import atomic_write
 from pyar.models import AutoregressiveModel
-from pyar.plots import save_completions, save_sheet
+from pyar.plots import save_completions, save_order_curve, save_sheet
 from pyar.sampling import open_writer, sample_chunks, shard_path, shard_range
 from pyar.training.parallel import environment_rank
 
@@ -35,17 +35,17 @@ _SHEET_LIMIT = 400  # samples on a sheet; more could not be told apart
 def evaluate(arguments: argparse.Namespace) -> int:
     """Prints the exact NLL of examples; with other weights than the run's own, also what they do to it."""
     device = set_up(arguments)
-    if arguments.out is not None:
-        _check_outputs([arguments.out], (".npy", ".csv"))
+    outputs = arguments.out or []
+    _check_outputs(outputs, (".npy", ".csv") if arguments.orders is None else (".npy", ".csv", ".png"))
     model, extra = load_with_extra(arguments.run, device)
     own_dtype = getattr(model, "weight_dtype", None)
     set_weight_dtype(arguments, model)
     rows = rows_of_run(arguments, model, extra)
     if arguments.orders is not None:
-        return _evaluate_orders(arguments, model, rows)
+        return _evaluate_orders(arguments, model, rows, outputs)
     log_prob = log_probs(model, rows.x, arguments.batch_size, progress=arguments.progress)
-    if arguments.out is not None:
-        _write_scores(arguments.out, rows, log_prob)
+    for output in outputs:
+        _write_scores(output, rows, log_prob)
     result = summarise(log_prob, rows, rows.split)
     facts = {"model": model.name, "run": arguments.run, **result.to_json()}
     weight_dtype, change = getattr(model, "weight_dtype", None), None
@@ -67,7 +67,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluate_orders(arguments: argparse.Namespace, model: AutoregressiveModel, rows: Rows) -> int:
+def _evaluate_orders(arguments: argparse.Namespace, model: AutoregressiveModel, rows: Rows, outputs: list[str]) -> int:
     """Prints the NLL under mixtures of more and more orders, and how far single orders disagree."""
     if not model.any_order:
         raise UserError(f"--orders is for models of any order, such as deep-nade; {model.name} has one order")
@@ -76,8 +76,15 @@ def _evaluate_orders(arguments: argparse.Namespace, model: AutoregressiveModel, 
     mixtures = {M: torch.logsumexp(each[:, :M], dim=1) - math.log(M) for M in arguments.orders}
     results = {M: summarise(mixture, rows, rows.split) for M, mixture in mixtures.items()}
     single = -each.mean(dim=0)
-    if arguments.out is not None:
-        _write_scores(arguments.out, rows, mixtures[most].float())
+    for output in outputs:
+        if not output.endswith(".png"):
+            _write_scores(output, rows, mixtures[most].float())
+    for output in outputs:
+        if output.endswith(".png"):
+            if not len(rows.x):
+                raise UserError(f"--out {output}: there is nothing to draw: {rows.name} has no examples")
+            title = f"{model.name} on {rows.name} {rows.split} ({rows.preparation})"
+            save_order_curve({M: float(r.nll) for M, r in results.items()}, single.tolist(), output, title)
     spread = None
     if most > 1 and len(rows.x):
         spread = {

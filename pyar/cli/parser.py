@@ -321,7 +321,12 @@ def _add_evaluate(commands) -> None:
         "[the base order alone]",
     )
     parser.add_argument(
-        "--out", type=path, metavar="FILE", help=".npy or .csv: log p of every example in nats, an anomaly score"
+        "--out",
+        type=path,
+        action="append",
+        metavar="FILE",
+        help=".npy or .csv: log p of every example in nats, an anomaly score; .png, with --orders: a plot of the NLL "
+        "against the number of orders; may be repeated",
     )
     _add_weight_dtype(parser, "round the recurrent weights, and say what that does to the NLL [the run's own]")
     _add_data(parser, None, "what the model was trained on")

@@ -17,18 +17,20 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Published:
-    """A published test NLL in nats: whose it is, and where it stands."""
+    """A published test NLL in nats: whose it is, where it stands, and of how many orders if it is a mixture's."""
 
     nll: float
     model: str
     source: str
+    orders: int = 1
 
 
 @dataclass(frozen=True)
 class Reached:
     """What a run of a recipe reached: mean NLLs in nats over the valid and the test split, its time and circumstances.
 
-    `bits_per_dimension` is told for data of more than two states.
+    `bits_per_dimension` is told for data of more than two states; `mixture_nll`, for models of any order, is the test
+    NLL of the mixture over so many orders as the recipe says.
     """
 
     test_nll: float
@@ -39,6 +41,7 @@ class Reached:
     processor: str
     commit: str
     bits_per_dimension: float | None = None
+    mixture_nll: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Recipe:
     `data`: the data set's name; None for the model's general recipe, for all data that have none of their own.
     `preparation`: how the data are made states, as `pyar train` has it (levels, binarize).
     `model_options`, `training`: arguments of the constructor and of TrainingConfig that differ from their defaults.
+    `orders`: for a model of any order, how many a mixture has whose NLL is told too.
     `default`: whether `pyar train` takes it for this model and data.
     `threads`: how many the run had; None for all.
     `reached`: what it promises, or None where that has not been measured.
@@ -61,6 +65,7 @@ class Recipe:
     preparation: dict[str, Any] = field(default_factory=dict)
     model_options: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    orders: int = 1
     default: bool = True
     threads: int | None = None
     reached: Reached | None = None
