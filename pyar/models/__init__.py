@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pyar.models.base import AutoregressiveModel
 
 ENTRY_POINTS = "pyar.models"
-_NO_FAMILIES = {"base", "layers"}
+_NO_FAMILIES = {"base", "layers", "plane"}
 
 _registered: dict[str, type[AutoregressiveModel]] = {}
 

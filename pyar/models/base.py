@@ -49,6 +49,9 @@ class AutoregressiveModel(nn.Module, abc.ABC):
     #: Whether `complete` takes every mask, and log_prob any sets of dimensions and orders.
     any_order: ClassVar[bool] = False
 
+    #: What `complete` says where it refuses a mask.
+    _other_masks: ClassVar[str] = "pyar.DeepNADE completes from any dimensions"
+
     order: Tensor | None
 
     def __init__(self, dim: int, num_states: int, order: Sequence[int] | None = None) -> None:
@@ -373,14 +376,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             >>> torch.allclose(log_prob, model.log_prob(x))
             True
         """
-        num_samples, first_index, temperature = check_sampling(num_samples, first_index, temperature)
-        device = self._device()
-        given = check_given(given, num_samples, self.dim, self.num_states, device)
-        reparametrize(self)
-        refuse_hooks(**self._layers())
-        seed_tensor = resolve_seed(seed, generator, device)
-        steps, log_prob = self._sample(num_samples, seed_tensor, first_index, temperature, given)
-        return self._dimensions(steps), log_prob
+        return self._draw(self._sample, num_samples, seed, generator, first_index, temperature, given)
 
     @torch.no_grad()
     def complete(
@@ -424,6 +420,39 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             (torch.Size([1, 5, 4]), True)
         """
         num_samples, first_index, temperature = check_sampling(num_samples, first_index, temperature)
+        given = self._observed_part(x, observed)
+        completed, _ = self.sample_and_log_prob(
+            x.shape[0] * num_samples,
+            seed=seed,
+            generator=generator,
+            first_index=first_index,
+            temperature=temperature,
+            given=given.repeat_interleave(num_samples, dim=0),
+        )
+        return completed.view(x.shape[0], num_samples, self.dim)
+
+    def _draw(
+        self,
+        sample: Callable[[int, Tensor, int, float, Tensor | None], tuple[Tensor, Tensor]],
+        num_samples: int,
+        seed: int | None,
+        generator: torch.Generator | None,
+        first_index: int,
+        temperature: float,
+        given: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """`sample_and_log_prob` by a function with the arguments and results of `_sample`."""
+        num_samples, first_index, temperature = check_sampling(num_samples, first_index, temperature)
+        device = self._device()
+        given = check_given(given, num_samples, self.dim, self.num_states, device)
+        reparametrize(self)
+        refuse_hooks(**self._layers())
+        seed_tensor = resolve_seed(seed, generator, device)
+        steps, log_prob = sample(num_samples, seed_tensor, first_index, temperature, given)
+        return self._dimensions(steps), log_prob
+
+    def _observed_part(self, x: Tensor, observed: Tensor) -> Tensor:
+        """The observed states uint8 [B, G] by step, if they come first; what `complete` checks."""
         check_tensor("x", x)
         if x.dim() != 2 or x.shape[1] != self.dim:
             raise ValueError(f"x must be [B, {self.dim}], got {list(x.shape)}")
@@ -441,19 +470,10 @@ class AutoregressiveModel(nn.Module, abc.ABC):
             raise ValueError(
                 "the observed dimensions must come first in the model's order, so that completion is exact: dimension "
                 f"{int(order[later])} (step {later}) is observed, but dimension {int(order[first_gap])} "
-                f"(step {first_gap}) before it is not. pyar.DeepNADE completes from any dimensions"
+                f"(step {first_gap}) before it is not. {self._other_masks}"
             )
         kept = x[:, order[:num_observed].to(x.device)]
-        given = check_states("x's observed part", kept, num_observed, self.num_states, self._device())
-        completed, _ = self.sample_and_log_prob(
-            x.shape[0] * num_samples,
-            seed=seed,
-            generator=generator,
-            first_index=first_index,
-            temperature=temperature,
-            given=given.repeat_interleave(num_samples, dim=0),
-        )
-        return completed.view(x.shape[0], num_samples, self.dim)
+        return check_states("x's observed part", kept, num_observed, self.num_states, self._device())
 
     def _layers(self) -> dict[str, nn.Module]:
         """The model's layers by the names that errors call them, checked to be what the kernels compute."""
