@@ -68,9 +68,22 @@ def indexed_uniforms(seed: int, index: Tensor, num_dims: int, number: int = 0) -
     Returns:
         float32 [N, num_dims].
     """
+    return ((_indexed_words(seed, index, num_dims, number) >> 9).to(torch.float32) + 0.5) * 2.0**-23
+
+
+def indexed_fine_uniforms(seed: int, index: Tensor, num_dims: int, number: int) -> Tensor:
+    """As indexed_uniforms, but u = (r + 1/2)·2⁻³² with all bits of the word r, for values drawn far out in a tail.
+
+    Returns:
+        float64 [N, num_dims], strictly inside (0, 1).
+    """
+    return (_indexed_words(seed, index, num_dims, number).to(torch.float64) + 0.5) * 2.0**-32
+
+
+def _indexed_words(seed: int, index: Tensor, num_dims: int, number: int) -> Tensor:
+    """The random words r of (sample, dimension): int64 [N, num_dims]."""
     seed &= 0xFFFFFFFF_FFFFFFFF
     block = torch.arange((num_dims + 3) // 4, dtype=torch.int64, device=index.device)
     index, block = torch.broadcast_tensors(index[:, None], block[None, :])
     counter = torch.stack((block, torch.full_like(block, number), index & WORD, (index >> 32) & WORD), dim=-1)
-    words = philox4x32_10(counter, (seed & WORD, seed >> 32)).flatten(1)[:, :num_dims]
-    return ((words >> 9).to(torch.float32) + 0.5) * 2.0**-23
+    return philox4x32_10(counter, (seed & WORD, seed >> 32)).flatten(1)[:, :num_dims]

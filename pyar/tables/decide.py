@@ -1,0 +1,122 @@
+"""What a column is, decided from its type and its values, with the reason in words."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyar.tables.frames import Column, Name
+from pyar.tables.kinds import Binary, Categorical, Integer, Kind, Real
+
+_INTEGER_RANGE = 1024  # up to so many whole numbers make an Integer
+_REPEATS = 0.05  # from this part on of values that stood before, a column is not taken for a measurement of all digits
+_CELLS = 2**22  # a grid of more is as good as the line in float32
+_MOST_LEVELS = 1000
+
+
+class RepeatedValues(UserWarning):
+    """The values of a real column repeat, so that its density means little: it has a bound, but no finite truth."""
+
+
+def decide(column: Column, name: Name) -> tuple[Kind, str]:
+    """What the column is, and why.
+
+    Raises:
+        ValueError: nothing can be decided, or it cannot be a column.
+    """
+    if column.codes is not None and column.numbers is not None:  # all missing
+        raise ValueError(
+            f"column {name!r} has no value in any row: leave it out, or say what it is with kinds={{{name!r}: …}}"
+        )
+    if column.numbers is None:
+        assert column.codes is not None
+        kind, reason = _decide_categories(column, name)
+        missing = int((column.codes < 0).sum())
+        rows = len(column.codes)
+    else:
+        if np.isinf(column.numbers).any():
+            row = int(np.argmax(np.isinf(column.numbers)))
+            raise ValueError(
+                f"column {name!r}: {column.numbers[row]} in row {row} is infinite; leave empty what is not known"
+            )
+        values = column.numbers[~np.isnan(column.numbers)]
+        kind, reason = _decide_numbers(values, name)
+        missing, rows = len(column.numbers) - len(values), len(column.numbers)
+    return kind, reason + (f"; {missing:,} of {rows:,} missing" if missing else "")
+
+
+def _decide_categories(column: Column, name: Name) -> tuple[Kind, str]:
+    if column.is_bool:
+        return Binary(), "truth values"
+    if column.categories is not None:
+        levels, reason = column.categories, "its type's categories"
+    else:
+        if len({isinstance(level, str) for level in column.levels}) > 1:
+            text = next(level for level in column.levels if isinstance(level, str))
+            number = next(level for level in column.levels if not isinstance(level, str))
+            raise ValueError(
+                f"column {name!r} mixes texts and numbers ({text!r} and {number!r}, for example): mend its values, or "
+                f"say what it is with kinds={{{name!r}: …}}"
+            )
+        levels, reason = tuple(sorted(column.levels)), f"texts, {len(column.levels)} different ones"
+    assert column.codes is not None
+    seen, present = int((column.codes >= 0).sum()), len(column.levels)
+    if len(levels) > _MOST_LEVELS or (present > 20 and present > seen / 2):
+        raise ValueError(
+            f"column {name!r} has {present:,} different texts in {seen:,} rows, as names and identifiers have: leave "
+            f"it out, or say what it is with kinds={{{name!r}: Categorical(…)}}"
+        )
+    return (Binary(levels) if len(levels) == 2 else Categorical(levels)), reason
+
+
+def _decide_numbers(values: NDArray[np.float64], name: Name) -> tuple[Kind, str]:
+    distinct = np.unique(values)
+    if len(distinct) == 1:
+        return Categorical(_levels(distinct)), "a single value"
+    if len(distinct) == 2:
+        return Binary(_levels(distinct)), "two different values"
+    low, high, count = distinct[0], distinct[-1], len(distinct)
+    if _is_whole(distinct):
+        if high - low < _INTEGER_RANGE:
+            return Integer(int(low), int(high)), f"whole numbers, {count:,} different ones"
+        if high - low < _CELLS:
+            return Real(resolution=1.0), f"whole numbers, {count:,} different ones from {low:.0f} to {high:.0f}"
+    repeats = 1.0 - count / len(values)
+    known = f"{count:,} different values in {len(values):,} rows"
+    if repeats < _REPEATS:
+        return Real(), known
+    digits = _decimals(distinct)
+    if digits is not None and (high - low) * 10.0**digits < _CELLS:
+        return Real(resolution=float(f"1e{-digits}")), f"{known}, rounded to {_rounded(digits)}"
+    warnings.warn(
+        f"column {name!r} has {known} and no common number of decimals: where values repeat it has no finite density, "
+        f"and what is reported depends on min_scale. Say kinds={{{name!r}: Real(resolution=…)}}, or a larger min_scale",
+        RepeatedValues,
+        stacklevel=4,
+    )
+    return Real(), f"{known}: its values repeat, so that its density depends on min_scale; say a resolution"
+
+
+def _levels(distinct: NDArray[np.float64]) -> tuple[int | float, ...]:
+    return tuple(int(value) if value == round(value) and abs(value) < 2**53 else value for value in distinct.tolist())
+
+
+def _is_whole(distinct: NDArray[np.float64]) -> bool:
+    return bool((distinct == np.round(distinct)).all() and np.abs(distinct).max() < 2**53)
+
+
+def _decimals(distinct: NDArray[np.float64]) -> int | None:
+    """The least number of decimals that all values have at most, negative for tens, hundreds, …; None above 8."""
+    for digits in range(-6, 9):
+        cells = distinct * 10.0**digits
+        whole = np.round(cells)
+        near = np.abs(cells - whole) < 1e-6 + 1e-12 * np.abs(cells)
+        if np.abs(cells).max() < 2**50 and near.all() and (np.diff(whole) > 0).all():
+            return digits
+    return None
+
+
+def _rounded(digits: int) -> str:
+    return f"{digits} decimal{'' if digits == 1 else 's'}" if digits > 0 else f"multiples of {10**-digits:,}"
