@@ -12,10 +12,21 @@ if TYPE_CHECKING:
     from pyar.models.deep_nade import DeepNADE
     from pyar.models.made import MADE
     from pyar.models.nade import NADE
+    from pyar.models.pixel_cnn import PixelCNN
     from pyar.models.pixel_lstm import PixelLSTM
     from pyar.native import build_info
 
-__all__ = ["MADE", "NADE", "AutoregressiveModel", "DeepNADE", "PixelLSTM", "build_info", "load", "register_model"]
+__all__ = [
+    "MADE",
+    "NADE",
+    "AutoregressiveModel",
+    "DeepNADE",
+    "PixelCNN",
+    "PixelLSTM",
+    "build_info",
+    "load",
+    "register_model",
+]
 __version__ = "0.1.0"
 
 # Imported on first use, so that what needs no torch, such as the command line's help, does not wait for it.
@@ -24,6 +35,7 @@ _HOMES = {
     "DeepNADE": "pyar.models",
     "MADE": "pyar.models",
     "NADE": "pyar.models",
+    "PixelCNN": "pyar.models",
     "PixelLSTM": "pyar.models",
     "build_info": "pyar.native",
     "load": "pyar.checkpoint",

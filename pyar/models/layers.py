@@ -88,6 +88,29 @@ def linear_parameters(layer: nn.Module) -> tuple[Tensor, Tensor]:
     return layer.weight, layer.bias
 
 
+def check_linear_without_bias(name: str, layer: nn.Module, inputs: int, outputs: int) -> None:
+    """As check_linear, for a layer without bias."""
+    _check_kind(name, layer, nn.Linear)
+    _check_settings(name, layer, {"in_features": inputs, "out_features": outputs, "bias": None})
+
+
+def check_convolution(
+    name: str, layer: nn.Module, inputs: int, outputs: int, kernel: tuple[int, int], *, bias: bool
+) -> None:
+    """The same for a torch.nn.Conv2d that goes over every place once and pads nothing."""
+    _check_kind(name, layer, nn.Conv2d)
+    settings = {"in_channels": inputs, "out_channels": outputs, "kernel_size": kernel, "groups": 1}
+    _check_settings(name, layer, settings | {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)})
+    if (layer.bias is not None) != bias:
+        raise ValueError(f"{name} must have {'a' if bias else 'no'} bias")
+
+
+def convolution_parameters(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """(weight, bias) of a checked convolution as they are at this call."""
+    reparametrize(layer)
+    return layer.weight, layer.bias
+
+
 def check_lstm(name: str, layer: nn.Module, inputs: int, hidden_size: int, num_layers: int) -> None:
     """The same for a torch.nn.LSTM."""
     _check_kind(name, layer, nn.LSTM)

@@ -36,7 +36,7 @@ from pyar.models.base import (
 from pyar.models.layers import check_linear, linear_parameters, require_parameter
 from pyar.ops.validate import check_sampling, check_weights, has_values
 from pyar.reference.draw import log_probability
-from pyar.reference.plane import mixture_log_probabilities, mixture_log_probability
+from pyar.reference.plane import HeadParameters, mixture_log_probabilities, mixture_log_probability
 
 Scan = Literal["right-down", "left-down", "right-up", "left-up", "down-right", "down-left", "up-right", "up-left"]
 
@@ -62,18 +62,19 @@ class Head(nn.Module):
 
     Attributes:
         hidden: torch.nn.Linear(F, M).
-        E: [C(C−1)/2, K, M], what channel c receives from the state of channel j < c, at c(c−1)/2 + j.
+        E: [C(C−1)/2, K, M], what channel c receives from the state of channel j < c, at c(c−1)/2 + j; None for C = 1.
         outputs: torch.nn.Linear(M, P) for every channel.
     """
 
     def __init__(self, features: int, head_size: int, channels: int, num_states: int, outputs: int) -> None:
         super().__init__()
         self.hidden = nn.Linear(features, head_size, dtype=torch.float32)
-        self.E = new_parameter(channels * (channels - 1) // 2, num_states, head_size)
+        pairs = channels * (channels - 1) // 2
+        self.E = new_parameter(pairs, num_states, head_size) if pairs else None
         self.outputs = nn.ModuleList(nn.Linear(head_size, outputs, dtype=torch.float32) for _ in range(channels))
 
     def forward(self, features: Tensor, steps: Tensor) -> Tensor:
-        """features [B, pixels, F], steps uint8 [B, D] → outputs float32 [B, D, P]."""
+        """features [B, pixels, F], steps uint8 [B, D] → outputs [B, D, P], never of less than float32."""
         channels = len(self.outputs)
         pixels = steps.unflatten(1, (-1, channels)).long()
         a = self.hidden(torch.relu(features))
@@ -83,7 +84,8 @@ class Head(nn.Module):
             for j in range(c):
                 h = h + functional.embedding(pixels[..., j], self.E[c * (c - 1) // 2 + j])
             parts.append(layer(torch.relu(h)))
-        return torch.stack(parts, dim=2).flatten(1, 2).float()
+        outputs = torch.stack(parts, dim=2).flatten(1, 2)
+        return outputs if outputs.dtype == torch.float64 else outputs.float()
 
 
 class ImageModel(AutoregressiveModel):
@@ -159,7 +161,8 @@ class ImageModel(AutoregressiveModel):
         """The initial head: nearly the same conditionals for all pixels, a mixture's spread over all values."""
         nn.init.kaiming_normal_(self.head.hidden.weight, nonlinearity="relu")
         nn.init.zeros_(self.head.hidden.bias)
-        nn.init.normal_(self.head.E, std=0.1)
+        if self.head.E is not None:
+            nn.init.normal_(self.head.E, std=0.1)
         for layer in self.head.outputs:
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
@@ -240,10 +243,12 @@ class ImageModel(AutoregressiveModel):
             return 3 * self.num_mixtures
         return 1 if self.num_states == 2 else self.num_states
 
-    def _head_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """W [M, F], w [M], E [C(C−1)/2, K, M], V [C, P, M], b [C, P], as pyar.reference.plane has them."""
+    def _head_parameters(self) -> HeadParameters:
+        """The head's parameters as they are at this call."""
         weights, biases = zip(*map(linear_parameters, self.head.outputs), strict=True)
-        return *linear_parameters(self.head.hidden), self.head.E, torch.stack(weights), torch.stack(biases)
+        W, w = linear_parameters(self.head.hidden)
+        E = W.new_empty(0, self.num_states, self.head_size) if self.head.E is None else self.head.E
+        return HeadParameters(W, w, E, torch.stack(weights), torch.stack(biases))
 
     # --- The face, with context ---
 
@@ -461,7 +466,8 @@ class ImageModel(AutoregressiveModel):
             lowest, highest = map(int, torch.aminmax(context))
             if not 0 <= lowest <= highest < self.num_classes:
                 raise ValueError(f"context must be {expected}, got values {lowest} … {highest}")
-        return (context[:, None] == torch.arange(self.num_classes, device=context.device)).float()
+        one_hot = context[:, None] == torch.arange(self.num_classes, device=context.device)
+        return one_hot.to(self.head.hidden.weight.dtype)
 
 
 def _checked_shape(image_shape: Sequence[int]) -> tuple[int, ...]:

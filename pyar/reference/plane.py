@@ -21,6 +21,7 @@ between (k ± ½), the first and the last state all that is beyond (Salimans, Ka
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +31,16 @@ from pyar.reference.draw import draw, log_probability
 from pyar.reference.philox import uniforms
 
 LEAST_LOG_SCALE = -7.0
+
+
+class HeadParameters(NamedTuple):
+    """The output head's parameters: W [M, F] · w [M] · E [C(C−1)/2, K, M] · V [C, P, M] · b [C, P]."""
+
+    W: Tensor
+    w: Tensor
+    E: Tensor
+    V: Tensor
+    b: Tensor
 
 
 def numbers(x: Tensor, num_states: int, dtype: torch.dtype = torch.float32) -> Tensor:
