@@ -66,4 +66,22 @@ STABLE_TORCH_LIBRARY(pyar, m) {
   m.def(
       "made_sample(Tensor W, Tensor c, Tensor[] hidden, Tensor V, Tensor b, Tensor? A, int activation, Tensor seed, "
       "Tensor indices, float temperature, Tensor? given, Tensor? dims) -> (Tensor, Tensor)");
+
+  // DeepNADE. R walks: x uint8 [R, D] · order int64 [R, D], the dimensions by step · begin, end int64 [R], the steps
+  // that are asked for. W [D, K−1, H_1] · U [D, H_1] · c [H_1] · hidden: weight [H_l, H_{l−1}] and bias [H_l] of every
+  // further layer in turn · V [D, P, H_L] · b [D, P] · activation: as MADE's. Returns the log-probability [R] of the
+  // states at steps begin … end−1 given those before. CPU alone.
+  m.def(
+      "deep_nade_log_prob(Tensor x, Tensor order, Tensor begin, Tensor end, Tensor W, Tensor U, Tensor c, Tensor[] "
+      "hidden, Tensor V, Tensor b, int activation, float temperature) -> Tensor");
+  // The outputs of all steps [R, D, P].
+  m.def(
+      "deep_nade_path_outputs(Tensor x, Tensor order, Tensor W, Tensor U, Tensor c, Tensor[] hidden, Tensor V, Tensor "
+      "b, int activation) -> Tensor");
+  // seed int64 [] · indices int64 [R], the samples' numbers. Returns x uint8 [R, D], steps before begin copied, begin …
+  // end−1 drawn, zeros behind, and the log-probability [R] of what was drawn.
+  m.def(
+      "deep_nade_sample(Tensor x, Tensor order, Tensor begin, Tensor end, Tensor W, Tensor U, Tensor c, Tensor[] "
+      "hidden, Tensor V, Tensor b, int activation, Tensor seed, Tensor indices, float temperature) -> (Tensor, "
+      "Tensor)");
 }

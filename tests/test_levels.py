@@ -14,11 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import test_deep_nade_kernels as deep_nade
+import test_made as made
 import torch
 from oracle import nade_parameters, random_states
 from torch import Tensor
 
 import pyar
+from pyar.ops import deep_nade as deep_nade_ops
 from pyar.ops import nade as nade_ops
 
 SUPPORTED = pyar.build_info().get("cpu_levels_supported", [])
@@ -86,10 +89,37 @@ def lstm_results() -> Iterator[tuple[str, Tensor]]:
                 yield f"{name}: log-probabilities of samples", log_prob
 
 
+def made_results() -> Iterator[tuple[str, Tensor]]:
+    for case in made.LARGER:
+        D, K, options = case.values
+        parameters = made.made_parameters(D, K, **options)
+        for N in (1, 37, 150):
+            for temperature in (1.0, 0.8):
+                drawn, log_prob = made.sample(parameters, N, temperature=temperature)
+                yield f"made {case.id}, N={N}, temperature {temperature}: samples", drawn
+                yield f"made {case.id}, N={N}, temperature {temperature}: log-probabilities", log_prob
+
+
+def deep_nade_results() -> Iterator[tuple[str, Tensor]]:
+    for case in deep_nade.CASES:
+        D, K, options = case.values
+        parameters = deep_nade.deep_nade_parameters(D, K, **options)
+        for R in (1, 37, 150):
+            name = f"deep-nade {case.id}, R={R}"
+            x = random_states(R, D, K)
+            order, _, _ = deep_nade.walks(R, D)
+            yield f"{name}: log_prob", deep_nade.log_prob(x, parameters)
+            yield f"{name}: log_prob, temperature 0.8", deep_nade.log_prob(x, parameters, temperature=0.8)
+            yield f"{name}: outputs", deep_nade_ops.deep_nade_path_outputs(x, order, *parameters)
+            drawn, log_prob = deep_nade.sample(x, parameters)
+            yield f"{name}: samples", drawn
+            yield f"{name}: log-probabilities of samples", log_prob
+
+
 def digests() -> dict[str, str]:
     """Name → hash of the bytes of every result."""
     torch.set_num_threads(2)
-    results = [*nade_results(), *lstm_results()]
+    results = [*nade_results(), *lstm_results(), *made_results(), *deep_nade_results()]
     return {name: hashlib.sha256(value.detach().contiguous().numpy().tobytes()).hexdigest() for name, value in results}
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import subprocess
-import sys
 from typing import Any, NamedTuple
 
 import pytest
@@ -327,29 +324,6 @@ def test_a_sample_has_the_same_bits_in_every_batch(D: int, K: int, options: dict
         again = sample(parameters, 200, first=7)
         assert torch.equal(again[0], x)
         assert torch.equal(again[1], log_prob)
-
-
-LEVEL_PROGRAM = """
-import sys, torch
-sys.path.insert(0, "tests")
-from test_made import LARGER, made_parameters, sample
-torch.save([sample(made_parameters(D, K, **o), 100) for D, K, o in (case.values for case in LARGER)], sys.argv[1])
-"""
-
-
-@needs_kernels
-def test_levels_with_fused_multiply_add_give_the_same_bits(tmp_path) -> None:
-    levels = [level for level in ("avx2", "avx512") if level in pyar.build_info()["cpu_levels_supported"]]
-    results = []
-    for level in levels:
-        path = tmp_path / level
-        environment = {**os.environ, "PYAR_CPU_LEVEL": level}
-        subprocess.run([sys.executable, "-c", LEVEL_PROGRAM, str(path)], env=environment, check=True)
-        results.append(torch.load(path))
-    for others in results[1:]:
-        for one, other in zip(results[0], others, strict=True):
-            assert torch.equal(one[0], other[0])
-            assert torch.equal(one[1], other[1])
 
 
 def test_all_given_and_nobody_to_draw() -> None:

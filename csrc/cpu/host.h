@@ -51,11 +51,11 @@ inline Tensor checked_states(const Tensor& x, const char* name, int64_t rows, in
   return states;
 }
 
-// Integers int64 [count] in 0 … end−1, contiguous.
-inline Tensor checked_integers(const Tensor& t, const char* name, int64_t count, int64_t end) {
-  Tensor numbers = checked(t, name, ScalarType::Long, "int64", {count});
+// Integers int64 of that shape in 0 … end−1, contiguous.
+inline Tensor checked_integers(const Tensor& t, const char* name, const std::vector<int64_t>& shape, int64_t end) {
+  Tensor numbers = checked(t, name, ScalarType::Long, "int64", shape);
   const int64_t* p = integers(numbers);
-  for (int64_t i = 0; i < count; ++i)
+  for (int64_t i = 0; i < numbers.numel(); ++i)
     STD_TORCH_CHECK(p[i] >= 0 && p[i] < end, name, " must hold 0 ... ", end - 1, ", got ", p[i]);
   return numbers;
 }

@@ -8,8 +8,10 @@ Every function takes the parameters, float32 and on one device, in this order:
     V [D, P, H_L] · b [D, P] · activation "relu", "sigmoid" or "tanh"
 
 with P = 1 for K = 2 states and P = K otherwise. A walk carries the first layer's sum along, a ← a + U_i + W_i[x_i], so
-that a step costs the dense layers and one row of outputs. It runs on any device as torch's own products, differentiable
-in all parameters; in torch.autocast the products have its precision.
+that a step costs the dense layers and one row of outputs. On the CPU a walk whose gradient nobody wants is one native
+call, in float32, with the same bits for every batch and number of threads; behind a ReLU only the units that are active
+are added up. Where a gradient is wanted, within torch.func's transforms and on other devices, it is torch's own
+products, differentiable in all parameters; in torch.autocast these have its precision.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pyar import native
+from pyar.ops.transforms import is_active, needs_gradient
 from pyar.ops.validate import (
     check_dimensions,
     check_layers,
@@ -99,6 +103,10 @@ def deep_nade_log_prob(
     """
     K = _check_parameters(W, U, c, hidden, V, b, activation)
     x = check_states("x", x, len(V), K, V.device)
+    temperature = check_temperature(temperature)
+    if _is_native(W, U, c, *hidden, V, b):
+        place = list(ACTIVATIONS).index(activation)
+        return torch.ops.pyar.deep_nade_log_prob(x, order, begin, end, W, U, c, list(hidden), V, b, place, temperature)
     total = b.new_zeros(len(x), dtype=torch.float32)
     for step in _walk(x, order, begin, end, W, U, c, hidden, V, b, activation, temperature):
         state = x.gather(1, step.dims[:, None]).squeeze(1)
@@ -129,6 +137,9 @@ def deep_nade_path_outputs(
     """
     K = _check_parameters(W, U, c, hidden, V, b, activation)
     x = check_states("x", x, len(V), K, V.device)
+    if _is_native(W, U, c, *hidden, V, b):
+        place = list(ACTIVATIONS).index(activation)
+        return torch.ops.pyar.deep_nade_path_outputs(x, order, W, U, c, list(hidden), V, b, place)
     begin = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     columns = [b.new_zeros(0, V.shape[1])] * len(V) if len(x) == 0 else []
     for step in _walk(x, order, begin, begin + len(V), W, U, c, hidden, V, b, activation, 1.0):
@@ -174,10 +185,17 @@ def deep_nade_sample(
         RuntimeError: logits are NaN or infinite, so that there is nothing to draw from.
     """
     K = _check_parameters(W, U, c, hidden, V, b, activation)
-    check_temperature(temperature)
+    temperature = check_temperature(temperature)
     check_seed(seed, V.device)
     x = torch.where(_visited(order, begin), x, 0)
-    x = check_states("x", x, len(V), K, V.device).clone()
+    x = check_states("x", x, len(V), K, V.device)
+    with torch.no_grad():
+        if _is_native(V):
+            place = list(ACTIVATIONS).index(activation)
+            return torch.ops.pyar.deep_nade_sample(
+                x, order, begin, end, W, U, c, list(hidden), V, b, place, seed, indices, temperature
+            )
+    x = x.clone()
     u = indexed_uniforms(int(seed), indices, len(V))
     total = b.new_zeros(len(x), dtype=torch.float32)
     with torch.no_grad(), torch.autocast(V.device.type, enabled=False):
@@ -189,6 +207,16 @@ def deep_nade_sample(
             step.state = torch.where(step.active, state, x.gather(1, place).squeeze(1))
             x.scatter_(1, place, step.state[:, None])
     return x, total
+
+
+def _is_native(*parameters: Tensor) -> bool:
+    """Whether a walk is a native call; says so if it would be one, were the extension there."""
+    if parameters[0].device.type != "cpu" or is_active() or needs_gradient(parameters):
+        return False
+    if native.has_kernels("cpu"):
+        return True
+    native.warn_reference("cpu")
+    return False
 
 
 class _Step:
@@ -263,3 +291,28 @@ def _check_parameters(
     expected = [("V", V, (D, P, units)), ("W", W, (D, K - 1, H)), ("U", U, (D, H)), ("c", c, (H,)), ("b", b, (D, P))]
     check_parameters(expected + layers)
     return K
+
+
+# What torch needs to know about the native operations.
+
+
+def _fake_log_prob(x, order, begin, end, W, U, c, hidden, V, b, activation, temperature):
+    return b.new_empty(x.shape[0])
+
+
+def _fake_path_outputs(x, order, W, U, c, hidden, V, b, activation):
+    return b.new_empty(x.shape[0], *b.shape)
+
+
+def _fake_sample(x, order, begin, end, W, U, c, hidden, V, b, activation, seed, indices, temperature):
+    return torch.empty(x.shape, dtype=torch.uint8, device=x.device), b.new_empty(x.shape[0])
+
+
+if native._C is not None:
+    for name, fake in {
+        "deep_nade_log_prob": _fake_log_prob,
+        "deep_nade_path_outputs": _fake_path_outputs,
+        "deep_nade_sample": _fake_sample,
+    }.items():
+        torch.library.register_fake(f"pyar::{name}", fake)
+        torch.library.register_autocast(f"pyar::{name}", "cpu", torch.float32)

@@ -6,9 +6,9 @@
 
 #include <stdint.h>
 
-namespace pyar::cpu {
+#include "cpu/activation.h"
 
-enum class Activation : int64_t { relu, sigmoid, tanh };  // in the order of pyar.reference.activations
+namespace pyar::cpu {
 
 constexpr int64_t kMostLayers = 64;
 

@@ -85,14 +85,14 @@ std::tuple<Tensor, Tensor> made_sample(Tensor W, Tensor c, std::vector<Tensor> h
   check_temperature(temperature);
   STD_TORCH_CHECK(indices.dim() == 1, "indices must be [num_samples], got ", shape_text(shape_of(indices)));
   const int64_t n = indices.size(0);
-  const Tensor numbers = checked_integers(indices, "indices", n, std::numeric_limits<int64_t>::max());
+  const Tensor numbers = checked_integers(indices, "indices", {n}, std::numeric_limits<int64_t>::max());
   std::optional<Tensor> forced, visited;
   if (given.has_value()) {
     STD_TORCH_CHECK(given->dim() == 2 && given->size(1) <= m.D, "given must be [num_samples, G] with G at most ", m.D,
                     ", got ", shape_text(shape_of(*given)));
     forced = checked_states(*given, "given", n, given->size(1), m.K);
   }
-  if (dims.has_value()) visited = checked_integers(*dims, "dims", m.D, m.D);
+  if (dims.has_value()) visited = checked_integers(*dims, "dims", {m.D}, m.D);
   Tensor x = torch::stable::empty({n, m.D}, ScalarType::Byte, std::nullopt, b.device());
   Tensor log_prob = torch::stable::new_empty(b, {n});
 

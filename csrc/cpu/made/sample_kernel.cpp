@@ -12,6 +12,7 @@
 // multiply-add.
 #include "common/draw.h"
 #include "common/philox.h"
+#include "cpu/activate.h"
 #include "cpu/conditionals.h"
 #include "cpu/gemm.h"
 #include "cpu/made/kernel.h"
@@ -128,17 +129,6 @@ void gather_sums(const float* start, const float* table, int64_t stride, const i
     Vector sum = load_first(start + j, rest);
     for (int64_t r = 0; r < count; ++r) sum += load_first(table + rows[r] * stride + j, rest);
     store_first(out + j, sum, rest);
-  }
-}
-
-PYAR_INLINE Vector activate(Activation f, Vector a) {
-  switch (f) {
-    case Activation::sigmoid:
-      return sigmoid(a);
-    case Activation::tanh:
-      return hyperbolic_tangent(a);
-    default:
-      return select(a <= 0.0f, Vector{}, a);  // not maximum(): NaN must stay NaN
   }
 }
 

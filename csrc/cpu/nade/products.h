@@ -1,87 +1,12 @@
-// NADE's products of hidden units with output rows: dots() for one vector, dots_of_many() for several.
-//
-// Every dot product has one accumulator of sixteen lanes, whichever of them computes it, so that its bits depend on no
-// tile, no batch size and no level that has fused multiply-add. Rows that many vectors meet are first packed to a
-// stride of whole cache lines.
+// NADE's products of hidden units with output rows: dots() for one vector, dots_of_many() for several, bit for bit the
+// same. Rows that many vectors meet are first packed to a stride of whole cache lines.
 #pragma once
 
+#include "cpu/dots.h"
 #include "cpu/nade/kernel.h"
 #include "cpu/simd.h"
 
 namespace pyar::cpu::PYAR_LEVEL {
-
-// out[r·out_stride] = Σ_j rows[r·stride + j] x[j] for r < kRows, j < n. With kPrefetch, memory is asked for the row
-// that lies `ahead` floats behind each.
-//   x     [n]
-//   rows  [kRows, n]
-//   out   [kRows]
-template <int kRows, bool kPrefetch>
-PYAR_INLINE void dot_rows(const float* x, const float* rows, int64_t stride, int64_t n, float* out, int64_t out_stride,
-                          int64_t ahead) {
-  Vector sum[kRows][kParts] = {};
-  int64_t j = 0;
-  for (; j + kLanes <= n; j += kLanes) {
-#pragma GCC unroll 4
-    for (int p = 0; p < kParts; ++p) {
-      const Vector v = load(x + j + p * kWidth);
-#pragma GCC unroll 12
-      for (int r = 0; r < kRows; ++r) {
-        const float* row = rows + r * stride + j;
-        sum[r][p] = fused_multiply_add(load(row + p * kWidth), v, sum[r][p]);
-        if (kPrefetch && p == 0) __builtin_prefetch(row + ahead, 0, 3);
-      }
-    }
-  }
-  if (j < n) {
-#pragma GCC unroll 4
-    for (int p = 0; p < kParts; ++p) {
-      const int count = lanes_of_part(n - j, p);
-      const int64_t at = j + p * kWidth;
-      const Vector v = load_first(x + at, count);
-#pragma GCC unroll 12
-      for (int r = 0; r < kRows; ++r)
-        sum[r][p] = fused_multiply_add(load_first(rows + r * stride + at, count), v, sum[r][p]);
-    }
-  }
-#pragma GCC unroll 12
-  for (int r = 0; r < kRows; ++r) out[r * out_stride] = sum_of_lanes(sum[r]);
-}
-
-// Rows at a time: as many sums as the registers hold, and enough to hide a sum's latency.
-constexpr int kMostDotRows = 12 / kParts;
-constexpr int kDotRows = 8 / kParts;
-
-// out[r·out_stride] = Σ_j rows[r·stride + j] x[j] for r < count, j < n.
-//   x     [n]
-//   rows  [count, n]
-//   out   [count]
-template <bool kPrefetch = false>
-inline void dots(const float* x, const float* rows, int64_t stride, int64_t count, int64_t n, float* out,
-                 int64_t out_stride, int64_t ahead = 0) {
-  for (; count > kMostDotRows; count -= kDotRows, rows += kDotRows * stride, out += kDotRows * out_stride)
-    dot_rows<kDotRows, kPrefetch>(x, rows, stride, n, out, out_stride, ahead);
-  switch (count) {
-#define PYAR_CASE(c)                                                                                     \
-  case c:                                                                                                \
-    if constexpr (c <= kMostDotRows) dot_rows<c, kPrefetch>(x, rows, stride, n, out, out_stride, ahead); \
-    return
-    PYAR_CASE(1);
-    PYAR_CASE(2);
-    PYAR_CASE(3);
-    PYAR_CASE(4);
-    PYAR_CASE(5);
-    PYAR_CASE(6);
-    PYAR_CASE(7);
-    PYAR_CASE(8);
-    PYAR_CASE(9);
-    PYAR_CASE(10);
-    PYAR_CASE(11);
-    PYAR_CASE(12);
-#undef PYAR_CASE
-    default:
-      return;
-  }
-}
 
 // Several vectors times several rows: every load serves several multiply-adds, so that these set the pace.
 constexpr int kBlockVectors = kWidth == 16 ? 4 : 2;  // as many sums as the registers hold

@@ -52,43 +52,6 @@ inline void layer_forward(const DenseLayer& layer, const float* const* in, float
 // ---------------------------------------------------------------------------------------------------------------------
 // Conditionals, kWidth samples at a time: logit k of the lanes is at l[k·stride].
 
-// log p(x) = l_x − max l − log Σ_k e^(l_k − max l) of the lanes. With kGradient, the logits are replaced by
-// scale·∂log p(x)/∂l_k = scale·(1[x = k] − p(k)).
-//   l  [P, kWidth]
-template <bool kGradient>
-PYAR_INLINE Vector log_probability(float* l, int64_t stride, int64_t P, IntVector x, Vector scale) {
-  if (P == 1) {
-    const IntVector one = x > 0;
-    const Vector logit = load(l);
-    if constexpr (kGradient) {
-      const Vector other = sigmoid(select(one, -logit, logit));  // 1 − p(x), without cancellation
-      store(l, scale * select(one, other, -other));
-    }
-    return binary_log_probability(logit, one);
-  }
-  Vector highest = load(l), chosen = highest;
-  for (int64_t k = 1; k < P; ++k) {
-    const Vector logit = load(l + k * stride);
-    highest = maximum(highest, logit);
-    chosen = select(x == static_cast<int32_t>(k), logit, chosen);
-  }
-  Vector parts[4] = {};  // 256 states in one sum would lose digits
-  for (int64_t k = 0; k < P; ++k) {
-    const Vector weight = exponential(load(l + k * stride) - highest);
-    parts[k % 4] += weight;
-    if constexpr (kGradient) store(l + k * stride, weight);
-  }
-  const Vector sum = (parts[0] + parts[1]) + (parts[2] + parts[3]);
-  if constexpr (kGradient) {
-    const Vector factor = -scale / sum;
-    for (int64_t k = 0; k < P; ++k) {
-      const Vector hit = select(x == static_cast<int32_t>(k), scale, Vector{});
-      store(l + k * stride, fused_multiply_add(factor, load(l + k * stride), hit));
-    }
-  }
-  return chosen - highest - logarithm(sum);
-}
-
 // l_k += b_k for all lanes.
 //   l  [P, kWidth]
 //   b  [P]
