@@ -84,6 +84,21 @@ void forward_tile(const NadeForward& f, int64_t first, int64_t n, float* scratch
       for (int64_t i = 0; i < n; ++i)
         if (x[i * m.D + d] != 0) add_input(m, x + i * m.D, d, units(i), s.hidden + i * H, s.spare);
     }
+  } else if (m.rows != nullptr) {
+    for (int64_t d0 = 0; d0 < m.D; d0 += kStrip) {
+      const int64_t dims = kStrip < m.D - d0 ? kStrip : m.D - d0;
+      for (int64_t i = 0; i < n; ++i) {
+        const uint8_t* states = x + i * m.D;
+        float* hidden = s.hidden + i * H;
+        float logits[kStrip];
+        // The last run's hidden units are kept where it goes on in the next strip.
+        (states[d0 + dims - 1] == 0 ? walk_strip<Keep::last> : walk_strip<Keep::none>)(m, states, d0, dims, d0 == 0,
+                                                                                       units(i), hidden, nullptr,
+                                                                                       logits, s.spare);
+        for (int64_t at = 0; at < dims; ++at) s.logits[at * kTile + i] = logits[at];
+      }
+      for (int64_t at = 0; at < dims; ++at) forward_dimension(f, first, n, d0 + at, s.logits + at * kTile, s, total);
+    }
   } else if (m.P == 1 && m.num_layers == 0) {
     // One output row a dimension: the rows of a run are multiplied with the hidden units as these are made. They are
     // kept where the run is long or goes on in the next block.

@@ -24,7 +24,16 @@ void nade_checkpoints(const NadeBackward& q, int64_t begin, int64_t end) {
   const auto units = [&](int64_t block, int64_t i) {
     return Units{q.checkpoints + (block * q.n + i) * H, q.bounds + block * q.n + i};
   };
+  if (m.rows != nullptr) {
+    // A block's factors serve all samples while they are in the cache.
+    for (int64_t i = begin; i < end; ++i) start_units(m, units(0, i));
+    for (int64_t block = 0; (block + 1) * q.block < m.D; ++block)
+      for (int64_t i = begin; i < end; ++i)
+        walk_units(m, q.x + i * m.D, block * q.block, (block + 1) * q.block, units(block, i), units(block + 1, i));
+  }
   for (int64_t i = begin; i < end; ++i) {
+    memset(q.later + i * H, 0, H * sizeof(float));
+    if (m.rows != nullptr) continue;
     const uint8_t* x = q.x + i * m.D;
     start_units(m, units(0, i));
     for (int64_t block = 0; (block + 1) * q.block < m.D; ++block) {
@@ -36,15 +45,14 @@ void nade_checkpoints(const NadeBackward& q, int64_t begin, int64_t end) {
         if (x[d] != 0) add_input(m, x, d, next, nullptr, nullptr);
       }
     }
-    memset(q.later + i * H, 0, H * sizeof(float));
   }
 }
 
 namespace {
 
 struct BackwardSpace {
-  float *units, *bound, *packed, *spare, *logits, *terms;
-  int32_t *runs, *states;
+  float *units, *bound, *packed, *spare;
+  int32_t* runs;
   const float** in;
   float** out;
   int64_t size;
@@ -54,9 +62,6 @@ struct BackwardSpace {
     units = cut.floats(row_stride(m.H));
     bound = cut.floats(1);
     spare = cut.floats(row_stride(m.H));
-    logits = cut.floats(kUnit * padded(block));
-    terms = cut.floats(block);
-    states = cut.array<int32_t>(padded(block));
     packed = cut.floats(packed_floats(m));
     runs = cut.array<int32_t>(kSubBatch);
     in = cut.array<const float*>(m.num_layers > 0 ? kSubBatch * block : 0);
@@ -177,114 +182,6 @@ void group_backward(const NadeBackward& q, int64_t d0, int64_t g0, int64_t g1, i
   }
 }
 
-// later_j += h_j (1 − h_j) Σ_r g_r rows[r·stride + j] for the j of kVectors vectors; before, row_j = later_j if kKeep.
-//   g     [count]
-//   rows  [count, columns]
-template <int kVectors, bool kKeep>
-PYAR_INLINE void run_backward_columns(const float* g, const float* rows, int64_t stride, int64_t count, const float* h,
-                                      float* later, float* row) {
-  Vector sum[kVectors] = {};
-  for (int64_t r = 0; r < count; ++r) {
-    const Vector weight = broadcast(g[r]);
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v)
-      sum[v] = fused_multiply_add(load(rows + r * stride + v * kWidth), weight, sum[v]);
-  }
-#pragma GCC unroll 8
-  for (int v = 0; v < kVectors; ++v) {
-    const Vector hidden = load(h + v * kWidth), before = load(later + v * kWidth);
-    store(later + v * kWidth, fused_multiply_add(hidden * (1.0f - hidden), sum[v], before));
-    if constexpr (kKeep) store(row + v * kWidth, before);
-  }
-}
-
-// The same for all of H.
-//   rows  [count, H], padded with zeros
-template <bool kKeep>
-__attribute__((noinline)) void run_backward(const float* g, const float* rows, int64_t stride, int64_t count,
-                                            const float* h, int64_t H, float* later, float* row) {
-  int64_t j = 0;
-  for (; j + 8 * kWidth <= padded(H); j += 8 * kWidth)
-    run_backward_columns<8, kKeep>(g, rows + j, stride, count, h + j, later + j, row + j);
-  for (; j < padded(H); j += kWidth)
-    run_backward_columns<1, kKeep>(g, rows + j, stride, count, h + j, later + j, row + j);
-}
-
-// Dimensions whose rows of V and factors stay in the first-level cache while the samples of a unit pass.
-constexpr int64_t kStrip = 4;
-
-// nade_backward_samples() for samples first + [0, n), n ≤ kUnit, where a dimension has one output row and there are no
-// added layers: forwards over the block, a strip of dimensions at a time, with the logits made together with the hidden
-// units, then backwards. The units walk on in their checkpoint, which is not needed again.
-//   gradients  [block, n], of the logits, kSubBatch apart
-void binary_backward(const NadeBackward& q, int64_t d0, int64_t d1, int64_t first, int64_t n, const BackwardSpace& s,
-                     float* gradients) {
-  const NadeParameters& m = q.model;
-  const int64_t H = row_stride(m.H), dims = d1 - d0, width = padded(q.block);
-  const auto output_row = [&](int64_t at) { return m.rows + (d0 + at) * row_stride(m.F); };
-  for (int64_t begin = 0; begin < dims; begin += kStrip) {
-    const int64_t end = begin + kStrip < dims ? begin + kStrip : dims;
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t checkpoint = d0 / q.block * q.n + first + i;
-      const Units units = {q.checkpoints + checkpoint * H, q.bounds + checkpoint};
-      const uint8_t* x = q.x + (first + i) * m.D + d0;
-      int32_t* run = q.run + (first + i) * q.block;
-      float* hidden = q.hidden + (first + i) * q.block * H;
-      for (int64_t at = begin; at < end;) {
-        int64_t next = at + 1;
-        while (next < end && x[next - 1] == 0) ++next;
-        const Rows V = {output_row(at), row_stride(m.F), padded(m.F)};
-        float* logits = s.logits + i * width + at;
-        int32_t r = at == 0 ? 0 : run[at - 1];
-        if (at == 0) {
-          read_units(m, units, hidden, V, next, logits, 1);
-        } else if (x[at - 1] != 0) {
-          ++r;
-          add_input(m, x - d0, d0 + at - 1, units, hidden + r * H, V, next - at, logits, 1, s.spare);
-        } else {
-          dots(hidden + r * H, V.data, V.stride, next - at, V.columns, logits, 1);
-        }
-        for (; at < next; ++at) run[at] = r;
-      }
-    }
-  }
-  for (int64_t i = 0; i < n; ++i) {
-    float* logits = s.logits + i * width;
-    if (q.grad_logits != nullptr) {
-      memcpy(logits, q.grad_logits + (first + i) * m.D + d0, dims * sizeof(float));
-    } else {
-      const uint8_t* x = q.x + (first + i) * m.D + d0;
-      Vector scale = broadcast(q.grad_log_prob != nullptr ? q.grad_log_prob[first + i] : q.grad_constant);
-      for (int64_t j = 0; j < dims; j += kWidth) {
-        const int left = static_cast<int>(dims - j < kWidth ? dims - j : kWidth);
-        if (q.grad_conditional != nullptr) scale = load_first(q.grad_conditional + (first + i) * m.D + d0 + j, left);
-        store(logits + j, load(logits + j) + load_first(m.b + d0 + j, left));
-        for (int64_t k = j; k < j + kWidth; ++k) s.states[k] = k < dims ? x[k] : 0;
-        store(s.terms + j, log_probability<true>(logits + j, 0, 1, load_int(s.states + j), scale));
-      }
-      if (q.log_prob != nullptr)
-        for (int64_t j = 0; j < dims; ++j) q.log_prob[first + i] += static_cast<double>(s.terms[j]);
-    }
-    for (int64_t j = 0; j < dims; ++j) gradients[j * kSubBatch + i] = logits[j];
-  }
-  for (int64_t begin = (dims - 1) / kStrip * kStrip; begin >= 0; begin -= kStrip) {
-    const int64_t end = begin + kStrip < dims ? begin + kStrip : dims;
-    for (int64_t i = 0; i < n; ++i) {
-      const int32_t* run = q.run + (first + i) * q.block;
-      for (int64_t last = end; last > begin;) {
-        int64_t at = last - 1;
-        while (at > begin && run[at - 1] == run[last - 1]) --at;
-        const int64_t row = ((first + i) * q.block + run[at]) * H;
-        const bool whole = last == dims || run[last] != run[last - 1];  // or the run goes on in the next strip
-        (whole ? run_backward<true> : run_backward<false>)(s.logits + i * width + at, output_row(at), row_stride(m.F),
-                                                           last - at, q.hidden + row, m.H, q.later + (first + i) * H,
-                                                           q.suffix + row);
-        last = at;
-      }
-    }
-  }
-}
-
 }  // namespace
 
 int64_t nade_backward_scratch(const NadeBackward& q) { return BackwardSpace(q.model, q.block, nullptr).size; }
@@ -300,13 +197,6 @@ void nade_backward_samples(const NadeBackward& q, int64_t d0, int64_t begin, int
   const int64_t H = row_stride(m.H), F = row_stride(m.F), P = m.P;
   const int64_t d1 = d0 + q.block < m.D ? d0 + q.block : m.D;
   const uint8_t* x = q.x + first * m.D;
-  if (m.rows != nullptr) {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t of_unit = q.n * unit / kUnits;
-      binary_backward(q, d0, d1, of_unit, q.n * (unit + 1) / kUnits - of_unit, s, q.logit_gradients + unit * kUnit);
-    }
-    return;
-  }
   const Units units = {s.units, s.bound};
   for (int64_t i = 0; i < n; ++i) {
     const int64_t checkpoint = d0 / q.block * q.n + first + i;
@@ -393,54 +283,6 @@ void one_sample_dimensions(const NadeBackward& q, int64_t d0, int64_t begin, int
   }
 }
 
-constexpr int kDimsTogether = 4;
-
-// ∂V_d = Σ_i ∂z_id f_idᵀ for kDimsTogether dimensions from `at` of the block, one output row each: neighbours mostly
-// share their runs, so that a row of hidden units is fetched once for several of them. As accumulate(), bit for bit.
-void accumulate_together(const NadeBackward& q, int64_t at, const float* const* g, float* out) {
-  constexpr int kVectors = kWidth == 16 ? 4 : 2;
-  constexpr int64_t kAhead = 8;  // samples between asking for a row and using it
-  const int64_t F = row_stride(q.model.F), columns = q.model.F;
-  for (int64_t j = 0; j < columns; j += kVectors * kWidth) {
-    Vector sum[kDimsTogether][kVectors] = {};
-    const bool whole = j + kVectors * kWidth <= F;
-    for (int64_t i = 0; i < q.n; ++i) {
-      const int32_t* run = q.run + i * q.block + at;
-      const float* hidden = q.hidden + i * q.block * F + j;
-      if (i + kAhead < q.n) {
-        const float* ahead = hidden + (kAhead * q.block + run[kAhead * q.block]) * F;
-        const float* last = hidden + (kAhead * q.block + run[kAhead * q.block + kDimsTogether - 1]) * F;
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors * kWidth; v += kPadding) {
-          __builtin_prefetch(ahead + v, 0, 3);
-          __builtin_prefetch(last + v, 0, 3);
-        }
-      }
-#pragma GCC unroll 4
-      for (int d = 0; d < kDimsTogether; ++d) {
-        const Vector weight = broadcast(g[i][d * kSubBatch]);
-        const float* row = hidden + run[d] * F;
-        if (whole) {
-#pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v) sum[d][v] = fused_multiply_add(load(row + v * kWidth), weight, sum[d][v]);
-        } else {
-          for (int v = 0; v < kVectors && j + v * kWidth < F; ++v)
-            sum[d][v] = fused_multiply_add(load(row + v * kWidth), weight, sum[d][v]);
-        }
-      }
-    }
-    for (int d = 0; d < kDimsTogether; ++d) {
-      for (int v = 0; v < kVectors; ++v) {
-        const int64_t left = columns - j - v * kWidth;
-        if (left <= 0) break;
-        float* target = out + d * columns + j + v * kWidth;
-        const int valid = static_cast<int>(left < kWidth ? left : kWidth);
-        store_first(target, q.first ? sum[d][v] : load_first(target, valid) + sum[d][v], valid);
-      }
-    }
-  }
-}
-
 }  // namespace
 
 // ∂V_d = Σ_i ∂z_id f_idᵀ, ∂b_d = Σ_i ∂z_id and ∂W[d, k] = Σ_{i: x_id = k} suffix_id for dimensions d0 + [begin, end) of
@@ -463,11 +305,7 @@ void nade_backward_dimensions(const NadeBackward& q, int64_t d0, int64_t begin, 
         g[i] = gradients + unit * kUnit + i - first;
       }
     }
-    const int64_t together = at - (at - begin) % kDimsTogether;
-    if (m.rows == nullptr || together + kDimsTogether > end)
-      accumulate(x, g, kSubBatch, q.n, P, m.F, q.grad_V + d * P * m.F, m.F, q.first);
-    else if (at == together)
-      accumulate_together(q, at, g, q.grad_V + d * m.F);
+    accumulate(x, g, kSubBatch, q.n, P, m.F, q.grad_V + d * P * m.F, m.F, q.first);
     for (int64_t k = 0; k < P; ++k) {
       Vector lanes[kParts] = {};
       for (int64_t unit = 0; unit < kUnits; ++unit) {
@@ -547,6 +385,218 @@ int64_t nade_layer_scratch(const NadeBackward& q) {
   cut.array<const float*>(q.n * q.block);
   cut.array<const float*>(q.n * q.block);
   return cut.used;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Two states, with the table: a unit's part of a block, forwards a strip at a time, with the logits made together with
+// the hidden units, then backwards. What a unit keeps of a block stays in its thread's second-level cache.
+
+namespace {
+
+struct UnitSpace {
+  float *hidden, *logits, *terms, *spare;
+  int32_t *run, *states, *masks;
+  int64_t size;
+
+  UnitSpace(const NadeParameters& m, int64_t block, float* base) {
+    Cutter cut{base, 0};
+    hidden = cut.floats(kUnit * block * row_stride(m.H));
+    logits = cut.floats(kUnit * padded(block));
+    terms = cut.floats(padded(block));
+    spare = cut.floats(2 * row_stride(m.H));
+    run = cut.array<int32_t>(kUnit * block);
+    states = cut.array<int32_t>(padded(block));
+    masks = cut.array<int32_t>(kUnit * padded(block));
+    size = cut.used;
+  }
+};
+
+// Where the sums over a unit's samples for one dimension go.
+struct Target {
+  float* row;  // [H]
+  bool add;
+};
+
+PYAR_INLINE void put(const Target& target, int64_t j, int64_t H, Vector sum) {
+  float* p = target.row + j;
+  if (j + kWidth <= H) return store(p, target.add ? load(p) + sum : sum);
+  if (j >= H) return;
+  const int left = static_cast<int>(H - j);
+  store_first(p, target.add ? load_first(p, left) + sum : sum, left);
+}
+
+// The sums over n samples for kDims dimensions of a strip, from the last to the first, and the columns j of kVectors
+// vectors:
+//   ∂W_d[j] = Σ_i x_id later_i[j],   ∂V_d[j] = Σ_i g_id h_id[j],   later_i[j] += h_id[j] (1 − h_id[j]) g_id V_d[j]
+//   h      [n][kDims], rows [H] of hidden units, padded
+//   g      [n, kDims], mask [n, kDims]: −1 where x_id = 1; both `width` apart
+//   same   [n]: whether the states are all 0, so that h is the same in the whole strip
+//   later  [n, H], V [kDims, H], both row_stride(H) apart and padded
+template <int kDims, int kVectors>
+PYAR_INLINE void strip_columns(const float* const (*h)[kStrip], const float* g, const int32_t* mask, int64_t width,
+                               const bool* same, int64_t n, float* later, const float* V, int64_t stride, int64_t j,
+                               int64_t H, const Target* grad_V, const Target* grad_W) {
+  Vector sum_V[kDims][kVectors] = {}, sum_W[kDims][kVectors] = {};
+  for (int64_t i = 0; i < n; ++i) {
+    const float* gradient = g + i * width;
+    const int32_t* state = mask + i * width;
+    Vector after[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) after[v] = load(later + i * stride + j + v * kWidth);
+    if (same[i]) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t at = j + v * kWidth;
+        const Vector hidden = load(h[i][0] + at);
+        Vector gradient_h = {};
+#pragma GCC unroll 4
+        for (int d = kDims - 1; d >= 0; --d) {
+          gradient_h = fused_multiply_add(broadcast(gradient[d]), load(V + d * stride + at), gradient_h);
+          sum_V[d][v] = fused_multiply_add(broadcast(gradient[d]), hidden, sum_V[d][v]);
+        }
+        after[v] = fused_multiply_add(hidden * (1.0f - hidden), gradient_h, after[v]);
+      }
+    } else {
+#pragma GCC unroll 4
+      for (int d = kDims - 1; d >= 0; --d) {
+        const Vector weight = broadcast(gradient[d]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+          const int64_t at = j + v * kWidth;
+          const Vector hidden = load(h[i][d] + at);
+          sum_W[d][v] += (Vector)((IntVector)after[v] & state[d]);
+          sum_V[d][v] = fused_multiply_add(weight, hidden, sum_V[d][v]);
+          after[v] = fused_multiply_add(hidden * (1.0f - hidden), weight * load(V + d * stride + at), after[v]);
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) store(later + i * stride + j + v * kWidth, after[v]);
+  }
+#pragma GCC unroll 4
+  for (int d = 0; d < kDims; ++d) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      put(grad_V[d], j + v * kWidth, H, sum_V[d][v]);
+      put(grad_W[d], j + v * kWidth, H, sum_W[d][v]);
+    }
+  }
+}
+
+template <int kDims>
+__attribute__((noinline)) void strip_backward(const float* const (*h)[kStrip], const float* g, const int32_t* mask,
+                                              int64_t width, const bool* same, int64_t n, float* later, const float* V,
+                                              int64_t H, const Target* grad_V, const Target* grad_W) {
+  constexpr int kVectors = kWidth == 16 ? 2 : 1;  // as many sums as the registers hold
+  const int64_t stride = row_stride(H);
+  int64_t j = 0;
+  for (; j + kVectors * kWidth <= padded(H); j += kVectors * kWidth)
+    strip_columns<kDims, kVectors>(h, g, mask, width, same, n, later, V, stride, j, H, grad_V, grad_W);
+  for (; j < H; j += kWidth)
+    strip_columns<kDims, 1>(h, g, mask, width, same, n, later, V, stride, j, H, grad_V, grad_W);
+}
+
+// logits [dims] → their gradients, for dimensions d0 + [0, dims) of sample i.
+void logit_gradients(const NadeBackward& q, int64_t d0, int64_t dims, int64_t i, const UnitSpace& s, float* logits) {
+  const NadeParameters& m = q.model;
+  if (q.grad_logits != nullptr) {
+    memcpy(logits, q.grad_logits + i * m.D + d0, dims * sizeof(float));
+    return;
+  }
+  const uint8_t* x = q.x + i * m.D + d0;
+  Vector scale = broadcast(q.grad_log_prob != nullptr ? q.grad_log_prob[i] : q.grad_constant);
+  for (int64_t j = 0; j < dims; j += kWidth) {
+    const int left = static_cast<int>(dims - j < kWidth ? dims - j : kWidth);
+    if (q.grad_conditional != nullptr) scale = load_first(q.grad_conditional + i * m.D + d0 + j, left);
+    store(logits + j, load(logits + j) + load_first(m.b + d0 + j, left));
+    for (int64_t k = j; k < j + kWidth; ++k) s.states[k] = k < dims ? x[k] : 0;
+    store(s.terms + j, log_probability<true>(logits + j, 0, 1, load_int(s.states + j), scale));
+  }
+  if (q.log_prob != nullptr)
+    for (int64_t j = 0; j < dims; ++j) q.log_prob[i] += static_cast<double>(s.terms[j]);
+}
+
+}  // namespace
+
+int64_t nade_unit_scratch(const NadeBackward& q) { return UnitSpace(q.model, q.block, nullptr).size; }
+
+// Everything of the block at d0 that belongs to the samples of one unit. Its units walk on in their checkpoint, which
+// is not needed again.
+void nade_unit_backward(const NadeBackward& q, int64_t d0, int64_t turn, int64_t unit, float* scratch) {
+  const NadeParameters& m = q.model;
+  const UnitSpace s(m, q.block, scratch);
+  const int64_t first = q.n * unit / q.units, n = q.n * (unit + 1) / q.units - first;
+  const int64_t H = row_stride(m.H), width = padded(q.block), dims = d0 + q.block < m.D ? q.block : m.D - d0;
+  memset(s.logits, 0, kUnit * width * sizeof(float));
+  for (int64_t begin = 0; begin < dims; begin += kStrip) {
+    const int64_t count = kStrip < dims - begin ? kStrip : dims - begin;
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t checkpoint = d0 / q.block * q.n + first + i;
+      walk_strip<Keep::all>(m, q.x + (first + i) * m.D, d0 + begin, count, begin == 0,
+                            {q.checkpoints + checkpoint * H, q.bounds + checkpoint}, s.hidden + i * q.block * H,
+                            s.run + i * q.block + begin, s.logits + i * width + begin, s.spare);
+    }
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    logit_gradients(q, d0, dims, first + i, s, s.logits + i * width);
+    for (int64_t at = 0; at < dims; ++at) s.masks[i * width + at] = q.x[(first + i) * m.D + d0 + at] != 0 ? -1 : 0;
+  }
+
+  // A lone unit writes where the sums belong, others to their part of `partial`.
+  const int64_t part = turn * q.units + unit;
+  float* const partial = q.partial + part * q.block * 2 * H;
+  float* const partial_b = q.units > 1 ? q.partial_b + part * width : q.grad_b + d0;
+  const bool add = q.units == 1 && !q.first;
+  for (int64_t at = 0; at < dims; at += kWidth) {
+    const int left = static_cast<int>(dims - at < kWidth ? dims - at : kWidth);
+    Vector sum = {};
+    for (int64_t i = 0; i < n; ++i) sum += load(s.logits + i * width + at);
+    store_first(partial_b + at, add ? load_first(partial_b + at, left) + sum : sum, left);
+  }
+  const auto strip = [&](int64_t begin, int64_t count) {
+    const float* h[kUnit][kStrip];
+    bool same[kUnit];
+    Target grad_V[kStrip], grad_W[kStrip];
+    for (int64_t i = 0; i < n; ++i) {
+      same[i] = true;
+      for (int64_t at = begin; at < begin + count; ++at) {
+        h[i][at - begin] = s.hidden + (i * q.block + s.run[i * q.block + at]) * H;
+        same[i] = same[i] && s.masks[i * width + at] == 0;
+      }
+    }
+    for (int64_t at = begin; at < begin + count; ++at) {
+      const bool whole = q.units == 1;
+      grad_V[at - begin] = {whole ? q.grad_V + (d0 + at) * m.H : partial + 2 * at * H, add};
+      grad_W[at - begin] = {whole ? q.grad_W + (d0 + at) * m.H : partial + (2 * at + 1) * H, add};
+    }
+    (count == kStrip ? strip_backward<kStrip> : strip_backward<1>)(h, s.logits + begin, s.masks + begin, width, same, n,
+                                                                   q.later + first * H, m.rows + (d0 + begin) * H, m.H,
+                                                                   grad_V, grad_W);
+  };
+  int64_t end = dims;
+  for (; end % kStrip != 0; --end) strip(end - 1, 1);
+  for (; end > 0; end -= kStrip) strip(end - kStrip, kStrip);
+}
+
+// The gradients of the rows of V, W and b of dimensions d0 + [begin, end) from the parts of several units.
+void nade_unit_sums(const NadeBackward& q, int64_t d0, int64_t turn, int64_t begin, int64_t end) {
+  const NadeParameters& m = q.model;
+  const int64_t H = row_stride(m.H), width = padded(q.block);
+  for (int64_t at = begin; at < end; ++at) {
+    for (int64_t which = 0; which < 2; ++which) {
+      const float* part = q.partial + ((turn * q.units * q.block + at) * 2 + which) * H;
+      const Target target = {(which == 0 ? q.grad_V : q.grad_W) + (d0 + at) * m.H, !q.first};
+      for (int64_t j = 0; j < m.H; j += kWidth) {
+        Vector sum = load(part + j);
+        for (int64_t unit = 1; unit < q.units; ++unit) sum += load(part + unit * q.block * 2 * H + j);
+        put(target, j, m.H, sum);
+      }
+    }
+    const float* part = q.partial_b + turn * q.units * width + at;
+    float sum = 0.0f;
+    for (int64_t unit = 0; unit < q.units; ++unit) sum += part[unit * width];
+    q.grad_b[d0 + at] = q.first ? sum : q.grad_b[d0 + at] + sum;
+  }
 }
 
 // ∂c = Σ_i later_i, when every block is done.

@@ -14,6 +14,7 @@ constexpr int64_t kPadding = 16;               // floats: a cache line, and the 
 constexpr int64_t kTile = 64;                  // samples that a thread carries along together
 constexpr int64_t kUnits = 8;                  // parts into which the samples of a gradient's sub-batch are divided
 constexpr int64_t kUnit = 16;                  // samples in a unit, at most
+constexpr int64_t kFewestInUnit = 4;           // where the sub-batch is small: a unit's sums have to pay
 constexpr int64_t kSubBatch = kUnits * kUnit;  // samples whose gradients are computed together, at any thread count
 constexpr int64_t kMostAhead = 16;             // dimensions that a lone sample looks ahead, at most
 constexpr int64_t kGroupFloats = 8192;         // of output weights, so that they stay in the first-level cache
@@ -35,8 +36,8 @@ struct NadeParameters {
   int64_t num_layers;
   const DenseLayer* layers;
   // What many samples share, made once a call for two states (NadeTable); null: made when needed.
-  const float* factors;  // [D, row_stride(H)], e^(−W[d, 1]), padded (units.h)
-  const float* largest;  // [D], max |W[d, 1]|, or NaN
+  const float* factors;  // [D + 1, row_stride(H)], e^(−W[d, 1]), padded (units.h); row D changes nothing
+  const float* largest;  // [D + 1], max |W[d, 1]|, or NaN
   const float* rows;     // [D, row_stride(F)], V padded with zeros
 };
 
@@ -57,6 +58,9 @@ struct NadeForward {
 // Gradients of one sub-batch of n ≤ kSubBatch samples, in blocks of dimensions from the last to the first. A run is a
 // maximal stretch of dimensions over which the hidden units stay the same; run r of sample i has row i·block + r of
 // `hidden`, `suffix`, `features` and `feature_gradients`.
+//
+// With the table of two states a unit of samples does a block alone, in its own work space, and leaves its part of the
+// block's gradients in `partial`; `hidden`, `suffix`, `logit_gradients` and `run` are not used.
 struct NadeBackward {
   NadeParameters model;
   const uint8_t* x;            // [n, D]
@@ -73,6 +77,9 @@ struct NadeBackward {
   float* later;                     // [n, H], the same for the dimensions after the block in progress
   float* logit_gradients;           // [block, P, kUnits, kUnit]
   int32_t* run;                     // [n, block], the run of every dimension
+  int64_t units;                    // into which the samples are divided
+  float* partial;                   // [2, units, block, 2, H], of V's and W's rows, in turn for every other block,
+  float* partial_b;                 // [2, units, padded(block)], and of b
   float* const* features;           // a layer: [n, block, M], its outputs
   float* const* feature_gradients;  // a layer: [n, block, M]
   bool first;                       // the gradients below are overwritten, not added to
@@ -109,6 +116,9 @@ inline __attribute__((always_inline)) int64_t row_stride(int64_t count) { return
   int64_t nade_backward_scratch(const NadeBackward&);                                                       \
   void nade_backward_samples(const NadeBackward&, int64_t d0, int64_t begin, int64_t end, float* scratch);  \
   void nade_backward_dimensions(const NadeBackward&, int64_t d0, int64_t begin, int64_t end);               \
+  int64_t nade_unit_scratch(const NadeBackward&);                                                           \
+  void nade_unit_backward(const NadeBackward&, int64_t d0, int64_t turn, int64_t unit, float* scratch);     \
+  void nade_unit_sums(const NadeBackward&, int64_t d0, int64_t turn, int64_t begin, int64_t end);           \
   int64_t nade_layer_scratch(const NadeBackward&);                                                          \
   void nade_backward_layer(const NadeBackward&, int64_t d0, int64_t layer, int64_t begin, int64_t end,      \
                            float* scratch);                                                                 \

@@ -222,10 +222,12 @@ class Table {
   Table(Crew& crew, Model& model, int64_t samples) : model_(model) {
     NadeParameters& m = model.view;
     if (m.K != 2 || samples < kAlways || m.factors != nullptr) return;
-    const int64_t of_factors = m.D * row_stride(m.H), of_rows = m.num_layers == 0 ? m.D * row_stride(m.F) : 0;
-    space_.emplace(of_factors + padded(m.D) + of_rows);
+    const int64_t of_factors = (m.D + 1) * row_stride(m.H), of_rows = m.num_layers == 0 ? m.D * row_stride(m.F) : 0;
+    space_.emplace(of_factors + padded(m.D + 1) + of_rows);
     NadeTable table{space_->data(), space_->data() + of_factors, nullptr};
-    if (of_rows > 0) table.rows = table.largest + padded(m.D);
+    if (of_rows > 0) table.rows = table.largest + padded(m.D + 1);
+    std::memset(table.factors + m.D * row_stride(m.H), 0, row_stride(m.H) * sizeof(float));
+    table.largest[m.D] = 0.0f;
     in_parallel(crew, m.D, 16 * m.H, kRowsAPiece,
                 [&](int64_t begin, int64_t end, int64_t) { PYAR_FOR_THIS_CPU(nade_table)(m, table, begin, end); });
     m.factors = table.factors;
@@ -352,22 +354,35 @@ void backward(Crew& crew, Model& model, const uint8_t* x, int64_t B, const Upstr
     return;
   }
 
-  // Blocks of √D dimensions: as many checkpoints of the activation as rows to replay between two of them.
-  const int64_t block = static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(m.D))));
-  const int64_t blocks = (m.D + block - 1) / block;
   const int64_t parts = (B + kSubBatch - 1) / kSubBatch;
   const int64_t most = (B + parts - 1) / parts;  // samples of the largest sub-batch
   const int64_t H = row_stride(m.H);
-
-  std::vector<int64_t> sizes = {blocks * most * H,       most * block * H, most * block * H, most * H,
-                                block * m.P * kSubBatch, most * block,     blocks * most};
-  for (const DenseLayer& layer : model.layers)
-    for (int twice = 0; twice < 2; ++twice) sizes.push_back(most * block * row_stride(layer.outputs));
+  const bool in_units = m.rows != nullptr;
+  // Blocks of √D dimensions: as many checkpoints of the activation as rows to replay between two of them. Units, whose
+  // rows should stay in the cache, take half as many, and whole strips.
+  const double root = std::sqrt(static_cast<double>(m.D));
+  const int64_t block = in_units ? (static_cast<int64_t>(std::ceil(root / 2)) + 3) / 4 * 4 : std::ceil(root);
+  const int64_t blocks = (m.D + block - 1) / block;
   q.model = m;
   q.block = block;
   q.n = most;
-  const int64_t seat_floats =
-      padded(std::max(PYAR_FOR_THIS_CPU(nade_backward_scratch)(q), PYAR_FOR_THIS_CPU(nade_layer_scratch)(q)));
+  q.units = std::clamp<int64_t>(most / kFewestInUnit, 1, kUnits);
+  q.grad_constant = upstream.constant;
+
+  std::vector<int64_t> sizes = {blocks * most * H, blocks * most, most * H};
+  int64_t seat_floats;
+  if (in_units) {
+    sizes.push_back(2 * q.units * block * 2 * H);
+    sizes.push_back(2 * q.units * padded(block));
+    seat_floats = padded(PYAR_FOR_THIS_CPU(nade_unit_scratch)(q));
+  } else {
+    for (const int64_t size : {most * block * H, most * block * H, block * m.P * kSubBatch, most * block})
+      sizes.push_back(size);
+    for (const DenseLayer& layer : model.layers)
+      for (int twice = 0; twice < 2; ++twice) sizes.push_back(most * block * row_stride(layer.outputs));
+    seat_floats =
+        padded(std::max(PYAR_FOR_THIS_CPU(nade_backward_scratch)(q), PYAR_FOR_THIS_CPU(nade_layer_scratch)(q)));
+  }
   int64_t total = crew.size() * seat_floats;
   for (const int64_t size : sizes) total += padded(size);
   const SharedScratch space(total);
@@ -377,22 +392,26 @@ void backward(Crew& crew, Model& model, const uint8_t* x, int64_t B, const Upstr
     parts_of_space.push_back(space.data() + at);
 
   std::vector<float*> features, feature_gradients;
-  for (size_t l = 0; l < model.layers.size(); ++l) {
-    features.push_back(parts_of_space[7 + 2 * l]);
-    feature_gradients.push_back(parts_of_space[8 + 2 * l]);
+  q.checkpoints = parts_of_space[0];
+  q.bounds = parts_of_space[1];
+  q.later = parts_of_space[2];
+  if (in_units) {
+    q.partial = parts_of_space[3];
+    q.partial_b = parts_of_space[4];
+  } else {
+    q.hidden = parts_of_space[3];
+    q.suffix = parts_of_space[4];
+    q.logit_gradients = parts_of_space[5];
+    q.run = reinterpret_cast<int32_t*>(parts_of_space[6]);
+    for (size_t l = 0; l < model.layers.size(); ++l) {
+      features.push_back(parts_of_space[7 + 2 * l]);
+      feature_gradients.push_back(parts_of_space[8 + 2 * l]);
+    }
+    q.features = features.data();
+    q.feature_gradients = feature_gradients.data();
   }
 
-  q.grad_constant = upstream.constant;
-  q.checkpoints = parts_of_space[0];
-  q.hidden = parts_of_space[1];
-  q.suffix = parts_of_space[2];
-  q.later = parts_of_space[3];
-  q.logit_gradients = parts_of_space[4];
-  q.run = reinterpret_cast<int32_t*>(parts_of_space[5]);
-  q.bounds = parts_of_space[6];
-  q.features = features.data();
-  q.feature_gradients = feature_gradients.data();
-
+  int64_t turn = 0;
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t first = B * part / parts;
     q.n = B * (part + 1) / parts - first;
@@ -406,6 +425,17 @@ void backward(Crew& crew, Model& model, const uint8_t* x, int64_t B, const Upstr
                 [&](int64_t begin, int64_t end, int64_t) { PYAR_FOR_THIS_CPU(nade_checkpoints)(q, begin, end); });
     for (int64_t d0 = (blocks - 1) * block; d0 >= 0; d0 -= block) {
       const int64_t dims = d0 + block < m.D ? block : m.D - d0;
+      if (in_units) {
+        in_parallel(crew, q.units, 8 * q.n * dims * m.H / q.units, 1, [&](int64_t begin, int64_t end, int64_t seat) {
+          for (int64_t unit = begin; unit < end; ++unit)
+            PYAR_FOR_THIS_CPU(nade_unit_backward)(q, d0, turn, unit, seats + seat * seat_floats);
+        });
+        if (q.units > 1)
+          in_parallel(crew, dims, q.units * m.H, kDimensionsAPiece, [&](int64_t begin, int64_t end, int64_t) {
+            PYAR_FOR_THIS_CPU(nade_unit_sums)(q, d0, turn, begin, end);
+          });
+        continue;
+      }
       in_parallel(crew, kUnits, 2 * q.n * dims * m.P * m.H / kUnits, kUnitsAPiece,
                   [&](int64_t begin, int64_t end, int64_t seat) {
                     PYAR_FOR_THIS_CPU(nade_backward_samples)(q, d0, begin, end, seats + seat * seat_floats);

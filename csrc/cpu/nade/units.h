@@ -194,6 +194,109 @@ PYAR_INLINE void product_step(float* E, const Factors& factors, float* h, int64_
   }
 }
 
+// A strip: dimensions whose rows and factors stay in the first-level cache while a tile of samples passes, and whose
+// logits one sweep over the units makes.
+constexpr int kStrip = 4;
+
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
+
+enum class Keep { none, last, all };  // which of a strip's hidden units are wanted again
+
+// The steps of product_rows() for a whole strip, bit for bit, with E read and written once: bit s of kChanges tells
+// that E is multiplied by u[s] before dimension s. out[s] = Σ_j V[s·stride + j] h_j with h as it is then.
+//   E       [H], padded
+//   u       [kStrip][H], padded: factors; small [kStrip]: −1 where E is added, else 0
+//   hidden  [runs, H], `stride` apart: in the first row h as it is, if dimension 0 changes nothing. Keep::all leaves
+//           those of every run there, Keep::last the last in the first row
+//   V       [kStrip, H], `stride` apart, padded with zeros
+template <int kChanges, Keep kKeep>
+__attribute__((noinline)) void product_strip(float* E, const float* const* u, const int32_t* small, float* hidden,
+                                             int64_t H, const float* V, int64_t stride, float* out) {
+  constexpr int kLast = kChanges == 0 ? -1 : 31 - __builtin_clz(kChanges);
+  Vector sum[kStrip][kParts] = {};
+  // Groups of sixteen units at j, and at j + 16 where there are two.
+  const auto groups = [&](int64_t j, auto count) __attribute__((always_inline)) {
+    constexpr bool kTwo = decltype(count)::value == 2;
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; ++p) {
+      const int64_t at = j + p * kWidth;
+      Vector first = load(E + at), second = {}, h = {}, h_second = {};
+      if constexpr (kTwo) second = load(E + at + kLanes);
+      if constexpr (kChanges % 2 == 0) {
+        h = load(hidden + at);
+        if constexpr (kTwo) h_second = load(hidden + at + kLanes);
+      }
+      float* row = hidden + at;
+#pragma GCC unroll 4
+      for (int s = 0; s < kStrip; ++s) {
+        if ((kChanges >> s & 1) != 0) {
+          first = fused_multiply_add(first, load(u[s] + at), (Vector)((IntVector)first & small[s]));
+          const Vector one = 1.0f + minimum(broadcast(0x1p62f), first);
+          if constexpr (kTwo) {
+            second = fused_multiply_add(second, load(u[s] + at + kLanes), (Vector)((IntVector)second & small[s]));
+            const Vector other = 1.0f + minimum(broadcast(0x1p62f), second);
+            const Vector reciprocal = 1.0f / (one * other);
+            h = reciprocal * other;
+            h_second = reciprocal * one;
+          } else {
+            h = 1.0f / one;
+          }
+          if (kKeep == Keep::all && s > 0) row += stride;
+          if (kKeep == Keep::all || (kKeep == Keep::last && s == kLast)) {
+            store(row, h);
+            if constexpr (kTwo) store(row + kLanes, h_second);
+          }
+        }
+        sum[s][p] = fused_multiply_add(load(V + s * stride + at), h, sum[s][p]);
+        if constexpr (kTwo) sum[s][p] = fused_multiply_add(load(V + s * stride + at + kLanes), h_second, sum[s][p]);
+      }
+      if constexpr (kChanges != 0) {
+        store(E + at, first);
+        if constexpr (kTwo) store(E + at + kLanes, second);
+      }
+    }
+  };
+  const int64_t end = padded(H);
+  int64_t j = 0;
+  for (; j + kReciprocals <= end; j += kReciprocals) groups(j, Constant<2>{});
+  if (j < end) groups(j, Constant<1>{});
+  Vector folded[kStrip];
+  for (int s = 0; s < kStrip; ++s) folded[s] = fold(sum[s]);
+  horizontal_sums(folded, out);
+}
+
+template <Keep kKeep>
+PYAR_INLINE void product_strip(int changes, float* E, const float* const* u, const int32_t* small, float* hidden,
+                               int64_t H, const float* V, int64_t stride, float* out) {
+  switch (changes) {
+#define PYAR_CASE(c) \
+  case c:            \
+    return product_strip<c, kKeep>(E, u, small, hidden, H, V, stride, out)
+    PYAR_CASE(0);
+    PYAR_CASE(1);
+    PYAR_CASE(2);
+    PYAR_CASE(3);
+    PYAR_CASE(4);
+    PYAR_CASE(5);
+    PYAR_CASE(6);
+    PYAR_CASE(7);
+    PYAR_CASE(8);
+    PYAR_CASE(9);
+    PYAR_CASE(10);
+    PYAR_CASE(11);
+    PYAR_CASE(12);
+    PYAR_CASE(13);
+    PYAR_CASE(14);
+    PYAR_CASE(15);
+#undef PYAR_CASE
+    default:
+      return;
+  }
+}
+
 // A bound on |a| = |ln E| of all units, by their exponents.
 inline float measured_bound(const float* E, int64_t H) {
   Vector highest = load(E), lowest = highest;
@@ -309,6 +412,110 @@ inline void read_units(const NadeParameters& m, const Units& units, float* h, co
 
 PYAR_INLINE void read_units(const NadeParameters& m, const Units& units, float* h) {
   read_units(m, units, h, {}, 0, nullptr, 0);
+}
+
+// logits[s] = Σ_j V[d + s, j] h_j for the dimensions d + s < d + dims of one strip of one sample, where the call has a
+// table. Before each dimension its predecessor's state is added to the units; before the first not, where `fresh`: then
+// the units are as they should be, but their h are not there yet.
+//   x       [D], the sample's states
+//   hidden  [runs, row_stride(H)] with Keep::all: those of run r in row r, run[s] the run of dimension d + s, and
+//   run[−1]
+//           that before. Else [H]: h before and after
+//   logits  [dims]
+//   spare   [2, row_stride(H)], work space
+template <Keep kKeep>
+inline void walk_strip(const NadeParameters& m, const uint8_t* x, int64_t d, int64_t dims, bool fresh,
+                       const Units& units, float* hidden, int32_t* run, float* logits, float* spare) {
+  const int64_t stride = row_stride(m.H);
+  const bool changed = !fresh && x[d - 1] != 0;
+  if constexpr (kKeep == Keep::all) {
+    int32_t r = fresh ? 0 : run[-1] + (changed ? 1 : 0);
+    hidden += r * stride;
+    for (int64_t s = 0; s < dims; ++s) {
+      run[s] = r;
+      r += x[d + s] != 0 ? 1 : 0;
+    }
+  }
+  const float* V = m.rows + d * stride;
+  if (dims == kStrip && *units.bound < kAdditive) {
+    const float* u[kStrip];
+    int32_t small[kStrip];
+    int changes = fresh || changed ? 1 : 0;
+    float bound = *units.bound;
+    for (int s = 0; s < kStrip; ++s) {
+      const int64_t before = s == 0 && fresh ? m.D : d + s - 1;  // row D changes nothing
+      if (s > 0 && x[before] != 0) changes |= 1 << s;
+      if ((changes >> s & 1) == 0) continue;
+      u[s] = m.factors + before * stride;
+      small[s] = m.largest[before] <= kSmall ? -1 : 0;
+      bound += m.largest[before];
+    }
+    if (bound <= kRange) {
+      *units.bound = bound;
+      return product_strip<kKeep>(changes, units.row, u, small, hidden, m.H, V, stride, logits);
+    }
+  }
+  for (int64_t s = 0; s < dims;) {
+    int64_t end = s + 1;
+    while (end < dims && x[d + end - 1] == 0) ++end;
+    const Rows rows = {V + s * stride, stride, padded(m.H)};
+    if (kKeep == Keep::all && s > 0) hidden += stride;
+    if (s == 0 && fresh) {
+      read_units(m, units, hidden, rows, end, logits, 1);
+    } else if (s > 0 || changed) {
+      add_input(m, x, d + s - 1, units, hidden, rows, end - s, logits + s, 1, spare);
+    } else {
+      dots(hidden, rows.data, stride, end, rows.columns, logits, 1);
+    }
+    s = end;
+  }
+}
+
+// The units after the dimensions d0 … d1 − 1 of one sample, where the call has a table.
+//   x      [D]
+//   from   the units before
+inline void walk_units(const NadeParameters& m, const uint8_t* x, int64_t d0, int64_t d1, const Units& from,
+                       const Units& to) {
+  constexpr int kVectors = 8;
+  constexpr int64_t kMost = 64;
+  const int64_t stride = row_stride(m.H);
+  const float* u[kMost];
+  int32_t small[kMost];
+  int64_t changes = 0;
+  float bound = *from.bound;
+  if (bound < kAdditive && d1 - d0 <= kMost) {
+    for (int64_t d = d0; d < d1; ++d) {
+      if (x[d] == 0) continue;
+      u[changes] = m.factors + d * stride;
+      small[changes] = m.largest[d] <= kSmall ? -1 : 0;
+      bound += m.largest[d];
+      ++changes;
+    }
+    if (bound <= kRange) {
+      *to.bound = bound;
+      const auto columns = [&](int64_t j, auto vectors) __attribute__((always_inline)) {
+        constexpr int kCount = decltype(vectors)::value;
+        Vector E[kCount];
+#pragma GCC unroll 8
+        for (int v = 0; v < kCount; ++v) E[v] = load(from.row + j + v * kWidth);
+        for (int64_t c = 0; c < changes; ++c) {
+          const int32_t mask = small[c];
+#pragma GCC unroll 8
+          for (int v = 0; v < kCount; ++v)
+            E[v] = fused_multiply_add(E[v], load(u[c] + j + v * kWidth), (Vector)((IntVector)E[v] & mask));
+        }
+#pragma GCC unroll 8
+        for (int v = 0; v < kCount; ++v) store(to.row + j + v * kWidth, E[v]);
+      };
+      int64_t j = 0;
+      for (; j + kVectors * kWidth <= padded(m.H); j += kVectors * kWidth) columns(j, Constant<kVectors>{});
+      for (; j < padded(m.H); j += kWidth) columns(j, Constant<1>{});
+      return;
+    }
+  }
+  copy_units(m, from, to);
+  for (int64_t d = d0; d < d1; ++d)
+    if (x[d] != 0) add_input(m, x, d, to, nullptr, nullptr);
 }
 
 constexpr int64_t kReplayAhead = 8;  // dimensions between asking for a row of W and adding it
