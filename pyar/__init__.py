@@ -8,21 +8,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyar.checkpoint import load
     from pyar.models import register_model
-    from pyar.models.base import AutoregressiveModel
+    from pyar.models.base import AutoregressiveModel, DensityModel
     from pyar.models.deep_nade import DeepNADE
     from pyar.models.made import MADE
     from pyar.models.nade import NADE
     from pyar.models.pixel_cnn import PixelCNN
     from pyar.models.pixel_lstm import PixelLSTM
+    from pyar.models.rnade import RNADE
+    from pyar.models.table_nade import TableNADE
     from pyar.native import build_info
 
 __all__ = [
     "MADE",
     "NADE",
+    "RNADE",
     "AutoregressiveModel",
     "DeepNADE",
+    "DensityModel",
     "PixelCNN",
     "PixelLSTM",
+    "TableNADE",
     "build_info",
     "load",
     "register_model",
@@ -33,10 +38,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "AutoregressiveModel": "pyar.models",
     "DeepNADE": "pyar.models",
+    "DensityModel": "pyar.models",
     "MADE": "pyar.models",
     "NADE": "pyar.models",
     "PixelCNN": "pyar.models",
     "PixelLSTM": "pyar.models",
+    "RNADE": "pyar.models",
+    "TableNADE": "pyar.models",
     "build_info": "pyar.native",
     "load": "pyar.checkpoint",
     "register_model": "pyar.models",

@@ -13,15 +13,15 @@ import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyar.models.base import AutoregressiveModel
+    from pyar.models.base import DensityModel
 
 ENTRY_POINTS = "pyar.models"
-_NO_FAMILIES = {"base", "layers", "plane"}
+_NO_FAMILIES = {"base", "layers", "orders", "plane"}
 
-_registered: dict[str, type[AutoregressiveModel]] = {}
+_registered: dict[str, type[DensityModel]] = {}
 
 
-def register_model(model: type[AutoregressiveModel]) -> type[AutoregressiveModel]:
+def register_model(model: type[DensityModel]) -> type[DensityModel]:
     """Makes a model of another package known by its `name`, to the command line and to `pyar.load`.
 
     The command line's options for it are its constructor's arguments: their annotations (int, float, bool, str,
@@ -30,7 +30,7 @@ def register_model(model: type[AutoregressiveModel]) -> type[AutoregressiveModel
     as a decorator.
 
     Args:
-        model: a subclass of pyar.AutoregressiveModel with a `name` of its own.
+        model: a subclass of pyar.AutoregressiveModel, or of pyar.DensityModel, with a `name` of its own.
 
     Returns:
         The class itself.
@@ -46,9 +46,9 @@ def register_model(model: type[AutoregressiveModel]) -> type[AutoregressiveModel
         >>> "wider-nade" in pyar.models.model_names()
         True
     """
-    from pyar.models.base import AutoregressiveModel
+    from pyar.models.base import DensityModel
 
-    if not (isinstance(model, type) and issubclass(model, AutoregressiveModel)):
+    if not (isinstance(model, type) and issubclass(model, DensityModel)):
         raise TypeError(f"model must be a subclass of pyar.AutoregressiveModel, got {model!r}")
     name = model.__dict__.get("name")
     if not isinstance(name, str) or not name or name.startswith("-") or any(c.isspace() for c in name):
@@ -79,7 +79,7 @@ def model_names() -> list[str]:
     return sorted({*_own_families(), *_announced(), *_registered})
 
 
-def model_class(name: str) -> type[AutoregressiveModel]:
+def model_class(name: str) -> type[DensityModel]:
     """The class of a family.
 
     Raises:
@@ -102,8 +102,8 @@ def _name_in(value: Any, module: str) -> str | None:
 
 
 def __getattr__(attribute: str) -> Any:
-    if attribute == "AutoregressiveModel":
-        return importlib.import_module("pyar.models.base").AutoregressiveModel
+    if attribute in ("AutoregressiveModel", "DensityModel"):
+        return getattr(importlib.import_module("pyar.models.base"), attribute)
     for module in _own_families().values():
         if module.rpartition(".")[2].replace("_", "") == attribute.lower():
             return getattr(importlib.import_module(module), attribute)

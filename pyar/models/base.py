@@ -18,27 +18,23 @@ from pyar.reference.draw import log_probability
 from pyar.scalars import plain_integer, plain_number
 
 
-class AutoregressiveModel(nn.Module, abc.ABC):
-    r"""A distribution over x ∈ {0 … K−1}^D as the product of its conditionals, one dimension after the other:
+class DensityModel(nn.Module, abc.ABC):
+    r"""A distribution over vectors of D dimensions as the product of its conditionals, one dimension after the other:
 
         p(x) = Π_s p(x_{o(s)} | x_{o(0)} … x_{o(s−1)})
 
-    where o is the model's order: step s visits dimension o(s). Every log-probability is exact and in nats.
+    where o is the model's order: step s visits dimension o(s). Every log-probability is exact and in nats. This is what
+    models share whatever their vectors hold; `AutoregressiveModel` is for states, RNADE for real values, TableNADE for
+    a table's columns.
 
-    Layers are as PyTorch users expect: parametrizations, weight_norm, spectral_norm and prune take effect at every
-    call. A layer replaced by something else is refused. Hooks on layers make log_prob, conditional_log_prob, logits and
-    mean_nll call them, by torch's slower code, and sampling refuses them.
-
-    A subclass defines `name`, calls `super().__init__`, and computes in step order: `_log_prob`, `_logits`, `_sample`.
+    A subclass defines `name`, calls `super().__init__`, and answers `log_prob`, `sample_and_log_prob` and `complete`.
 
     Args:
         dim: D.
-        num_states: K, 2 … 256.
         order: a permutation of 0 … D−1, the dimension visited at each step; None for 0 … D−1.
 
     Attributes:
         dim: D.
-        num_states: K.
         order: int64 [D] buffer, or None.
         config: the constructor's arguments, plain values, from which `type(model)(**model.config)` builds its like.
     """
@@ -54,12 +50,9 @@ class AutoregressiveModel(nn.Module, abc.ABC):
 
     order: Tensor | None
 
-    def __init__(self, dim: int, num_states: int, order: Sequence[int] | None = None) -> None:
+    def __init__(self, dim: int, order: Sequence[int] | None = None) -> None:
         super().__init__()
         self.dim = positive_int("dim", dim)
-        self.num_states = positive_int("num_states", num_states)
-        if not 2 <= self.num_states <= 256:
-            raise ValueError(f"num_states must be in 2 … 256, got {num_states}")
         if order is not None:
             order = [plain_integer("order", step) for step in order]
             if sorted(order) != list(range(self.dim)):
@@ -67,7 +60,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         self.register_buffer("order", None if order is None else torch.tensor(order, dtype=torch.int64))
         self._meta_order = order  # what a buffer on the meta device stands for
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AutoregressiveModel:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DensityModel:
         """As torch.nn.Module's; to_empty() leaves the order, which no reset_parameters could bring back."""
         self._meta_order = self._plain_order()
         super()._apply(fn, recurse)
@@ -81,12 +74,7 @@ class AutoregressiveModel(nn.Module, abc.ABC):
     @property
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, as plain values that JSON can hold."""
-        return {
-            "dim": self.dim,
-            "num_states": self.num_states,
-            **self._config(),
-            **({} if self.order is None else {"order": self._plain_order()}),
-        }
+        return {"dim": self.dim, **self._config(), **({} if self.order is None else {"order": self._plain_order()})}
 
     @torch.no_grad()
     def plain_state_dict(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -123,6 +111,168 @@ class AutoregressiveModel(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def _config(self) -> dict[str, Any]:
+        """The constructor's arguments beside dim and order."""
+
+    @abc.abstractmethod
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x) in nats, [B], differentiable with respect to the parameters."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """log_prob(x), so that `model(x)` and what wraps modules work.
+
+        DistributedDataParallel sums gradients over its processes for what went through its own forward alone. So use
+        −ddp(x).mean() as the loss there, or wrap a module whose forward is mean_nll:
+
+            class MeanNLL(torch.nn.Module):
+                def __init__(self, model):
+                    super().__init__()
+                    self.model = model
+
+                def forward(self, x):
+                    return self.model.mean_nll(x)
+
+            loss = DistributedDataParallel(MeanNLL(model))(x)
+
+        Args, Returns, Raises: as log_prob.
+        """
+        return self.log_prob(x)
+
+    def mean_nll(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The loss −1/B Σ_b w_b log p(x_b) in nats, a scalar; NaN for an empty batch.
+
+        Args:
+            x: as log_prob.
+            weights: float32 [B], the weight w of every example, of any sign; None weighs each with 1.
+
+        Raises:
+            TypeError, ValueError: as log_prob, or weights are of another dtype, shape or device.
+        """
+        log_prob = self.log_prob(x)
+        return self._mean(log_prob, None if weights is None else check_weights(weights, x))
+
+    @staticmethod
+    def _mean(log_prob: Tensor, weights: Tensor | None) -> Tensor:
+        return -(log_prob if weights is None else weights * log_prob).mean()
+
+    def training_loss(self, x: Tensor) -> Tensor:
+        """What training minimises, a scalar: mean_nll(x), unless the model learns from a draw of something.
+
+        What is drawn comes from torch's default generator.
+
+        Args:
+            x: as log_prob.
+
+        Raises:
+            TypeError, ValueError: as log_prob.
+        """
+        return self.mean_nll(x)
+
+    def validation_log_prob(self, x: Tensor) -> Tensor:
+        """What training compares weights by, float32 [B]: log_prob(x), or an estimate where that takes far longer.
+
+        The same weights always give the same numbers.
+
+        Args:
+            x: as log_prob.
+
+        Raises:
+            TypeError, ValueError: as log_prob.
+        """
+        return self.log_prob(x)
+
+    @abc.abstractmethod
+    def sample_and_log_prob(self, num_samples: int, **options: Any) -> tuple[Tensor, Tensor]:
+        """Exact samples [N, D] and, from the same pass, the log-probability [N] of what was drawn."""
+
+    def sample(self, num_samples: int, **options: Any) -> Tensor:
+        """Exact samples: the first result of sample_and_log_prob, with the same arguments."""
+        return self.sample_and_log_prob(num_samples, **options)[0]
+
+    @abc.abstractmethod
+    def complete(self, x: Tensor, observed: Tensor, num_samples: int = 1, **options: Any) -> Tensor:
+        """Exact samples of what is not observed given what is: [B, num_samples, D]."""
+
+    def _first_part(self, x: Tensor, observed: Tensor) -> Tensor:
+        """x at the observed dimensions, if these are the first of the order, in that order: [B, G]."""
+        check_tensor("x", x)
+        if x.dim() != 2 or x.shape[1] != self.dim:
+            raise ValueError(f"x must be [B, {self.dim}], got {list(x.shape)}")
+        check_tensor("observed", observed)
+        if observed.dtype != torch.bool:
+            raise TypeError(f"observed must be a bool mask, got {observed.dtype}")
+        if observed.shape != (self.dim,):
+            raise ValueError(f"observed must be [{self.dim}], one mask for all rows of x, got {list(observed.shape)}")
+        order = torch.arange(self.dim, device="cpu") if self.order is None else self.order.cpu()
+        in_order = observed.cpu()[order]
+        num_observed = int(in_order.sum())
+        if not bool(in_order[:num_observed].all()):
+            first_gap = int((~in_order).int().argmax())
+            later = int(in_order[first_gap:].int().argmax()) + first_gap
+            raise ValueError(
+                "the observed dimensions must come first in the model's order, so that completion is exact: dimension "
+                f"{int(order[later])} (step {later}) is observed, but dimension {int(order[first_gap])} "
+                f"(step {first_gap}) before it is not. {self._other_masks}"
+            )
+        return x[:, order[:num_observed].to(x.device)]
+
+    def _layers(self) -> dict[str, nn.Module]:
+        """The model's layers by the names that errors call them, checked to be what the kernels compute."""
+        return {}
+
+    def _has_hooks(self) -> bool:
+        return any(map(has_hooks, self._layers().values()))
+
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def _dimensions(self, values: Tensor) -> Tensor:
+        """Values [B, D, …] whose columns are steps, with columns that are dimensions."""
+        return values if self.order is None else values.index_select(1, torch.argsort(self.order))
+
+
+class AutoregressiveModel(DensityModel):
+    r"""A distribution over x ∈ {0 … K−1}^D as the product of its conditionals, one dimension after the other:
+
+        p(x) = Π_s p(x_{o(s)} | x_{o(0)} … x_{o(s−1)})
+
+    where o is the model's order: step s visits dimension o(s). Every log-probability is exact and in nats.
+
+    Layers are as PyTorch users expect: parametrizations, weight_norm, spectral_norm and prune take effect at every
+    call. A layer replaced by something else is refused. Hooks on layers make log_prob, conditional_log_prob, logits and
+    mean_nll call them, by torch's slower code, and sampling refuses them.
+
+    A subclass defines `name`, calls `super().__init__`, and computes in step order: `_log_prob`, `_logits`, `_sample`.
+
+    Args:
+        dim: D.
+        num_states: K, 2 … 256.
+        order: a permutation of 0 … D−1, the dimension visited at each step; None for 0 … D−1.
+
+    Attributes:
+        dim: D.
+        num_states: K.
+        order: int64 [D] buffer, or None.
+        config: the constructor's arguments, plain values, from which `type(model)(**model.config)` builds its like.
+    """
+
+    def __init__(self, dim: int, num_states: int, order: Sequence[int] | None = None) -> None:
+        super().__init__(dim, order)
+        self.num_states = positive_int("num_states", num_states)
+        if not 2 <= self.num_states <= 256:
+            raise ValueError(f"num_states must be in 2 … 256, got {num_states}")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, as plain values that JSON can hold."""
+        return {
+            "dim": self.dim,
+            "num_states": self.num_states,
+            **self._config(),
+            **({} if self.order is None else {"order": self._plain_order()}),
+        }
+
+    @abc.abstractmethod
+    def _config(self) -> dict[str, Any]:
         """The constructor's arguments beside dim, num_states and order."""
 
     @abc.abstractmethod
@@ -148,10 +298,6 @@ class AutoregressiveModel(nn.Module, abc.ABC):
     def _choose(self, logits: Tensor, x: Tensor) -> Tensor:
         """The log-probabilities [B, D] of states from their conditionals' logits."""
         return log_probability(logits.unsqueeze(-1) if self.num_states == 2 else logits, x)
-
-    @staticmethod
-    def _mean(log_prob: Tensor, weights: Tensor | None) -> Tensor:
-        return -(log_prob if weights is None else weights * log_prob).mean()
 
     @abc.abstractmethod
     def _sample(
@@ -183,26 +329,6 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         if self._has_hooks():
             return self._choose(self._called_logits(steps), steps).sum(dim=1)
         return self._log_prob(steps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """log_prob(x), so that `model(x)` and what wraps modules work.
-
-        DistributedDataParallel sums gradients over its processes for what went through its own forward alone. So use
-        −ddp(x).mean() as the loss there, or wrap a module whose forward is mean_nll:
-
-            class MeanNLL(torch.nn.Module):
-                def __init__(self, model):
-                    super().__init__()
-                    self.model = model
-
-                def forward(self, x):
-                    return self.model.mean_nll(x)
-
-            loss = DistributedDataParallel(MeanNLL(model))(x)
-
-        Args, Returns, Raises: as log_prob.
-        """
-        return self.log_prob(x)
 
     def logits(self, x: Tensor) -> Tensor:
         """The logits of every conditional p(x_d | the dimensions before it), differentiable.
@@ -273,32 +399,6 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         if self._has_hooks():
             return self._mean(self._choose(self._called_logits(steps), steps).sum(dim=1), weights)
         return self._mean_nll(steps, weights)
-
-    def training_loss(self, x: Tensor) -> Tensor:
-        """What training minimises, a scalar: mean_nll(x), unless the model learns from a draw of something.
-
-        What is drawn comes from torch's default generator.
-
-        Args:
-            x: uint8 or int64 [B, D], states 0 … K−1.
-
-        Raises:
-            TypeError, ValueError: as log_prob.
-        """
-        return self.mean_nll(x)
-
-    def validation_log_prob(self, x: Tensor) -> Tensor:
-        """What training compares weights by, float32 [B]: log_prob(x), or an estimate where that takes far longer.
-
-        The same weights always give the same numbers.
-
-        Args:
-            x: uint8 or int64 [B, D], states 0 … K−1.
-
-        Raises:
-            TypeError, ValueError: as log_prob.
-        """
-        return self.log_prob(x)
 
     def sample(
         self,
@@ -452,48 +552,15 @@ class AutoregressiveModel(nn.Module, abc.ABC):
         return self._dimensions(steps), log_prob
 
     def _observed_part(self, x: Tensor, observed: Tensor) -> Tensor:
-        """The observed states uint8 [B, G] by step, if they come first; what `complete` checks."""
-        check_tensor("x", x)
-        if x.dim() != 2 or x.shape[1] != self.dim:
-            raise ValueError(f"x must be [B, {self.dim}], got {list(x.shape)}")
-        check_tensor("observed", observed)
-        if observed.dtype != torch.bool:
-            raise TypeError(f"observed must be a bool mask, got {observed.dtype}")
-        if observed.shape != (self.dim,):
-            raise ValueError(f"observed must be [{self.dim}], one mask for all rows of x, got {list(observed.shape)}")
-        order = torch.arange(self.dim, device="cpu") if self.order is None else self.order.cpu()
-        in_order = observed.cpu()[order]
-        num_observed = int(in_order.sum())
-        if not bool(in_order[:num_observed].all()):
-            first_gap = int((~in_order).int().argmax())
-            later = int(in_order[first_gap:].int().argmax()) + first_gap
-            raise ValueError(
-                "the observed dimensions must come first in the model's order, so that completion is exact: dimension "
-                f"{int(order[later])} (step {later}) is observed, but dimension {int(order[first_gap])} "
-                f"(step {first_gap}) before it is not. {self._other_masks}"
-            )
-        kept = x[:, order[:num_observed].to(x.device)]
-        return check_states("x's observed part", kept, num_observed, self.num_states, self._device())
-
-    def _layers(self) -> dict[str, nn.Module]:
-        """The model's layers by the names that errors call them, checked to be what the kernels compute."""
-        return {}
-
-    def _has_hooks(self) -> bool:
-        return any(map(has_hooks, self._layers().values()))
-
-    def _device(self) -> torch.device:
-        return next(self.parameters()).device
+        """The states of the observed dimensions, if these are the first of the order: uint8 [B, G]."""
+        kept = self._first_part(x, observed)
+        return check_states("x's observed part", kept, kept.shape[1], self.num_states, self._device())
 
     def _steps(self, x: Tensor) -> Tensor:
         """x as uint8, once it is checked, its columns in the order of the steps; and the parameters made ready."""
         reparametrize(self)
         x = check_states("x", x, self.dim, self.num_states, self._device())
         return x if self.order is None else x.index_select(1, self.order)
-
-    def _dimensions(self, values: Tensor) -> Tensor:
-        """Values [B, D, …] whose columns are steps, with columns that are dimensions."""
-        return values if self.order is None else values.index_select(1, torch.argsort(self.order))
 
 
 def check_tensor(name: str, value: Tensor) -> None:
@@ -538,6 +605,34 @@ def check_dropout(value: float) -> float:
     if not 0 <= number < 1:
         raise ValueError(f"dropout must be in [0, 1), got {value}")
     return number
+
+
+@torch.no_grad()
+def marginal_mixture(values: Tensor, num_components: int, min_scale: float) -> Tensor:
+    """The outputs of a mixture that lies along such values: components of equal weight, each at a quantile.
+
+    Args:
+        values: [N], finite; none at all count as a standard normal's.
+        num_components: C.
+        min_scale: what the mixture adds to every scale.
+
+    Returns:
+        float32 [3C]: logits, means, log-scales, as pyar.reference.mixtures has them. A component's scale is half the
+        distance between the quantiles half a component beside it, and at least `min_scale`.
+    """
+    C, values = num_components, values.double()
+    borders = torch.linspace(0, 1, 2 * C + 1, dtype=torch.float64, device=values.device)
+    if len(values):
+        ordered = values.sort().values  # torch.quantile takes no more than 16 million
+        place = borders * (len(ordered) - 1)
+        low = place.long()
+        high = (low + 1).clamp(max=len(ordered) - 1)
+        quantiles = torch.lerp(ordered[low], ordered[high], place - low)
+    else:
+        quantiles = torch.special.ndtri(borders.clamp(0.02, 0.98))
+    means, spans = quantiles[1::2], 0.5 * (quantiles[2::2] - quantiles[:-1:2])
+    log_scales = (spans - min_scale).clamp(min=max(min_scale, 1e-12)).log()
+    return torch.cat((torch.zeros_like(means), means, log_scales)).float()
 
 
 def marginal_logits(x: Tensor, num_states: int) -> Tensor:

@@ -20,6 +20,7 @@ from pyar.models.base import (
     new_parameter,
 )
 from pyar.models.layers import check_linears, has_hooks, linear_parameters, require_parameter
+from pyar.models.orders import check_orders, check_sets, random_orders
 from pyar.ops.deep_nade import deep_nade_log_prob, deep_nade_outputs, deep_nade_path_outputs, deep_nade_sample
 from pyar.ops.transforms import is_wrapped
 from pyar.ops.validate import check_given, check_sampling, check_states
@@ -30,19 +31,6 @@ from pyar.reference.philox import indexed_uniforms
 from pyar.scalars import plain_integer
 
 _PAIRS = 2048  # (row, order) pairs that walk together where no gradient is wanted
-
-
-def random_orders(num_orders: int, dim: int, seed: int = 0) -> Tensor:
-    """Orders 0 … num_orders − 1 of a seed: int64 [num_orders, dim], each a permutation of 0 … dim−1.
-
-    Order m of a seed is always the same, on every machine: the dimensions sorted by uniforms of pyar's generator.
-
-    Example:
-        >>> bool((random_orders(3, 10)[1] == random_orders(2, 10)[1]).all())
-        True
-    """
-    index = torch.arange(num_orders, device="cpu")
-    return torch.argsort(indexed_uniforms(seed, index, dim, number=1), dim=1, stable=True)
 
 
 class DeepNADE(AutoregressiveModel):
@@ -487,56 +475,11 @@ class DeepNADE(AutoregressiveModel):
 
     def _sets(self, x: Tensor, observed: Tensor | None, target: Tensor | None) -> tuple[Tensor, Tensor]:
         """The two masks, bool [B, D]."""
-        nothing = torch.zeros(len(x), self.dim, dtype=torch.bool, device=x.device)
-        observed = nothing if observed is None else self._mask("observed", observed, x)
-        if target is None:
-            return observed, ~observed
-        target = self._mask("target", target, x)
-        both = (observed & target).any(dim=0)
-        if not is_wrapped(both) and bool(both.any()):
-            raise ValueError(
-                f"observed and target must not overlap, but both hold dimension {int(both.int().argmax())}"
-            )
-        return observed, target
-
-    def _mask(self, name: str, mask: Tensor, x: Tensor) -> Tensor:
-        check_tensor(name, mask)
-        if mask.dtype != torch.bool:
-            raise TypeError(f"{name} must be a bool mask, got {mask.dtype}")
-        if mask.shape not in ((self.dim,), x.shape):
-            raise ValueError(f"{name} must be [{self.dim}] or {list(x.shape)}, got {list(mask.shape)}")
-        if mask.device != x.device:
-            raise ValueError(f"{name} is on {mask.device}, x on {x.device}: they must be on the same")
-        return mask.expand(x.shape)
+        return check_sets(x, observed, target)
 
     def _orders(self, orders: int | Tensor, seed: int, num_rows: int) -> Tensor:
         """Orders as int64 [1 or num_rows, M, D]."""
-        D, device = self.dim, self._device()
-        if not isinstance(orders, Tensor) or orders.dim() == 0:
-            M, seed = (
-                plain_integer("orders", orders, "a number of orders or a tensor of them"),
-                plain_integer("seed", seed),
-            )
-            if M < 1:
-                raise ValueError(f"orders must be at least 1, got {M}")
-            if not 0 <= seed < 2**64:
-                raise ValueError(f"seed must be in [0, 2**64), got {seed}")
-            base = self.order[None, None]
-            return base if (M, seed) == (1, 0) else random_orders(M, D, seed).to(device)[None]
-        if orders.dtype != torch.int64:
-            raise TypeError(f"orders must be an int64 tensor or a number, got {orders.dtype}")
-        if orders.device != device:
-            raise ValueError(f"orders are on {orders.device}, the parameters on {device}: they must be on the same")
-        shape = list(orders.shape)
-        if orders.dim() > 3 or shape[-1] != D or 0 in shape[1:-1] or (orders.dim() == 2 and shape[0] == 0):
-            raise ValueError(f"orders must be [{D}], [M, {D}] or [{num_rows}, M, {D}], got {shape}")
-        orders = orders.view(1, -1, D) if orders.dim() < 3 else orders
-        if len(orders) not in (1, num_rows):
-            raise ValueError(f"orders must hold one set or one for each of the {num_rows} rows of x, got {shape}")
-        wrong = (orders.sort(dim=-1).values != torch.arange(D, device=device)).any(dim=-1)
-        if bool(wrong.any()):
-            raise ValueError(f"orders must be permutations of 0 … {D - 1}, got {orders[wrong][0].tolist()}")
-        return orders
+        return check_orders(orders, seed, num_rows, self.order)
 
     def _config(self) -> dict[str, Any]:
         return {"hidden_sizes": list(self.hidden_sizes), "activation": self.activation, "dropout": self.dropout}

@@ -124,6 +124,33 @@ def _checked_values(name: str, x: Tensor, num_states: int) -> Tensor:
     return states
 
 
+def check_values(name: str, x: Tensor, num_dims: int, device: torch.device, *, holes: bool = False) -> Tensor:
+    """Whether x holds real values, float32 [B, num_dims], on the device.
+
+    Args:
+        holes: whether values may be missing, NaN.
+
+    Raises:
+        TypeError: x is not a float32 tensor.
+        ValueError: x has another shape, is on another device, or holds infinite values, or NaN.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.dtype != torch.float32:
+        raise TypeError(f"{name} must be float32, got {x.dtype}; convert it with .float()")
+    if x.dim() != 2 or x.shape[1] != num_dims:
+        raise ValueError(f"{name} must be [B, {num_dims}], got {list(x.shape)}")
+    if x.device != device:
+        raise ValueError(f"{name} is on {x.device}, the parameters on {device}: they must be on the same")
+    if has_values(x):
+        wrong = x.isinf() if holes else ~x.isfinite()
+        if bool(wrong.any()):
+            row, column = wrong.nonzero()[0].tolist()
+            allowed = "finite numbers or NaN" if holes else "finite numbers"
+            raise ValueError(f"{name} must hold {allowed}, got {x[row, column].item()} at [{row}, {column}]")
+    return x
+
+
 def check_given(
     given: Tensor | None, num_samples: int, num_dims: int, num_states: int, device: torch.device
 ) -> Tensor | None:

@@ -15,6 +15,8 @@ from torch import Tensor
 from pyar.reference import mixtures
 from pyar.reference.draw import draw, log_probability
 
+_BEND = 8.0  # standard deviations
+
 
 @dataclass(frozen=True)
 class Categories:
@@ -51,7 +53,8 @@ class Categories:
 class Mixture:
     """A mixture over the line, or with a `step` over the grid origin + k·step from `low` to `high`: see mixtures.
 
-    Inputs are the value and its arsinh: a single value far out then moves the network by its logarithm too.
+    Inputs are the value, bent from some eight units on so that it stays within ±8, and its arsinh: a value far out
+    moves the network by its logarithm, and neither the other columns' scores nor samples run away.
     """
 
     num_components: int
@@ -79,7 +82,7 @@ class Mixture:
 
     def inputs(self, x: Tensor) -> Tensor:
         """[...] → [..., F]."""
-        return torch.stack((x, torch.asinh(x)), dim=-1)
+        return torch.stack((_BEND * torch.tanh(x / _BEND), torch.asinh(x)), dim=-1)
 
     def log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
         """The log-density, or on a grid the log-probability, in nats: [..., P], [...] → [...]."""

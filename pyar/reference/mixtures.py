@@ -4,7 +4,8 @@ The outputs of a conditional are [..., 3C]: the logits of the weights π, the me
 
     p(x) = Σ_c π_c f((x − μ_c)/σ_c)/σ_c,   π = softmax(logits),   σ = e^s + min_scale
 
-with f the family's standard density, whose cumulative distribution is F. `min_scale` bounds the density. Where values
+with f the family's standard density, whose cumulative distribution is F. `min_scale`, a number or a tensor alike x,
+bounds the density. Where values
 are rounded to a grid there is no density, and a value has the probability of its cell,
 
     P(x) = Σ_c π_c [F((x + step/2 − μ_c)/σ_c) − F((x − step/2 − μ_c)/σ_c)],
@@ -44,7 +45,7 @@ class Cells(NamedTuple):
     high: Tensor | float = math.inf
 
 
-def log_prob(outputs: Tensor, x: Tensor, family: str, min_scale: float, cells: Cells | None = None) -> Tensor:
+def log_prob(outputs: Tensor, x: Tensor, family: str, min_scale: Tensor | float, cells: Cells | None = None) -> Tensor:
     """The log-density of x, or with `cells` its log-probability, in nats: outputs [..., 3C], x [...] → [...]."""
     logits, means, log_scales = outputs.chunk(3, dim=-1)
     components = component_log_prob(x[..., None], means, log_scales, family, min_scale, cells)
@@ -52,7 +53,7 @@ def log_prob(outputs: Tensor, x: Tensor, family: str, min_scale: float, cells: C
 
 
 def component_log_prob(
-    x: Tensor, means: Tensor, log_scales: Tensor, family: str, min_scale: float, cells: Cells | None = None
+    x: Tensor, means: Tensor, log_scales: Tensor, family: str, min_scale: Tensor | float, cells: Cells | None = None
 ) -> Tensor:
     """The log-density, or the log-probability of x's cell, under each component: x [..., 1], the others [..., C]."""
     log_scale = _log_scale(log_scales, min_scale)
@@ -166,8 +167,10 @@ def quantile(v: Tensor, family: str) -> Tensor:
     return torch.where(v < 0.5, torch.log(2.0 * v), -torch.log(2.0 * (1.0 - v)))
 
 
-def _log_scale(log_scales: Tensor, min_scale: float) -> Tensor:
+def _log_scale(log_scales: Tensor, min_scale: Tensor | float) -> Tensor:
     """log(e^s + min_scale)."""
-    if min_scale == 0.0:
-        return log_scales
-    return torch.logaddexp(log_scales, torch.full_like(log_scales, math.log(min_scale)))
+    if isinstance(min_scale, Tensor):
+        return torch.logaddexp(log_scales, min_scale.log()[..., None])
+    return (
+        log_scales if min_scale == 0 else torch.logaddexp(log_scales, torch.full_like(log_scales, math.log(min_scale)))
+    )

@@ -60,13 +60,15 @@ def sample(
     seed: int,
     first_index: int = 0,
     given: Tensor | None = None,
+    order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Samples first_index … first_index + num_samples − 1 of the seed, and their log-densities.
 
-    The component comes from the uniform of (sample, step), the value from a second one, which has 32 bits.
+    The component comes from the uniform of (sample, dimension), the value from a second one, which has 32 bits.
 
     Args:
-        given: [num_samples, G], the first G dimensions.
+        given: [num_samples, G], the first G steps.
+        order: int64 [D], the dimension whose uniforms each step takes; None for 0 … D−1.
 
     Returns:
         x [num_samples, D], and the log-density [num_samples] of what was drawn given the rest.
@@ -76,6 +78,8 @@ def sample(
     """
     D, index = len(V), first_index + torch.arange(num_samples, device=V.device)
     u, v = indexed_uniforms(seed, index, D), indexed_fine_uniforms(seed, index, D, number=1)
+    if order is not None:
+        u, v = u[:, order], v[:, order]
     a = c.expand(num_samples, -1)
     columns, total = [], b.new_zeros(num_samples)
     for d in range(D):
