@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from pyar.files import atomic_write
-from pyar.models import AutoregressiveModel, model_class, model_names
+from pyar.models import DensityModel, model_class, model_names
 
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "training_state.pt"
@@ -44,7 +44,7 @@ def _digest(texts: list[str], tensors: dict[str, torch.Tensor]) -> str:
 
 
 def save_model(
-    model: AutoregressiveModel,
+    model: DensityModel,
     path: str | os.PathLike[str],
     extra: dict[str, Any] | None = None,
     *,
@@ -109,7 +109,7 @@ def _is_pickle(content: bytes) -> bool:
 
 def load_with_extra(
     path: str | os.PathLike[str], device: str | torch.device = "cpu"
-) -> tuple[AutoregressiveModel, dict[str, Any]]:
+) -> tuple[DensityModel, dict[str, Any]]:
     """The model of a checkpoint file or run folder, in evaluation mode, and the facts stored with it."""
     path = _model_path(path)
     metadata, tensors = _read(path)
@@ -136,7 +136,7 @@ def load_with_extra(
     return model.eval().to(device), extra
 
 
-def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> AutoregressiveModel:
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> DensityModel:
     """Loads a model that `pyar train` or `save_model` wrote.
 
     `path`: a `.safetensors` file or a run folder. The model comes back in evaluation mode on `device`.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyar.data import Dataset, Rows
-from pyar.models import AutoregressiveModel
+from pyar.data import Dataset, Rows, TableData
+from pyar.models import DensityModel
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Evaluation:
     """The mean negative log-likelihood of a split, and all that is needed to compare it with another.
 
     `nll`: nats per example; None without examples. `standard_error`: of that mean, the examples' standard deviation/√N;
-    None for fewer than two.
+    None for fewer than two. Of a table `num_states` is None, `nll` is in the columns' own units, and `nll_standardised`
+    that of the standardised numbers, which lacks the Jacobian.
     """
 
     data: str
@@ -27,9 +28,10 @@ class Evaluation:
     preparation: str
     num_examples: int
     dim: int
-    num_states: int
+    num_states: int | None
     nll: float | None
     standard_error: float | None
+    nll_standardised: float | None = None
 
     @property
     def bits_per_dim(self) -> float | None:
@@ -39,17 +41,22 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Plain values under their full names."""
         values = asdict(self)
-        return {
-            **{key: values[key] for key in values if key not in ("nll", "standard_error")},
-            "nll_nats": self.nll,
-            "standard_error_nats": self.standard_error,
-            "bits_per_dim": self.bits_per_dim,
-        }
+        facts = {key: values[key] for key in ("data", "split", "preparation", "num_examples", "dim")}
+        figures = {"nll_nats": self.nll, "standard_error_nats": self.standard_error}
+        if self.num_states is None:
+            return {**facts, **figures, "nll_standardised_nats": self.nll_standardised}
+        return {**facts, "num_states": self.num_states, **figures, "bits_per_dim": self.bits_per_dim}
 
     def __str__(self) -> str:
         if self.nll is None:
             return f"{self.data} {self.split}: no examples (of {self.dim} dimensions, {self.preparation})"
         error = "" if self.standard_error is None else f" ± {self.standard_error:.2f}"
+        if self.num_states is None:
+            return (
+                f"{self.data} {self.split}: NLL {self.nll:.2f}{error} nats in the columns' own units, "
+                f"{self.nll_standardised:.2f} standardised ({self.num_examples:,} rows of {self.dim} columns, "
+                f"{self.preparation})"
+            )
         return (
             f"{self.data} {self.split}: NLL {self.nll:.2f}{error} nats = {self.bits_per_dim:.4f} bits/dim "
             f"({self.num_examples:,} examples of {self.dim} dimensions, {self.preparation})"
@@ -58,7 +65,7 @@ class Evaluation:
 
 @torch.inference_mode()
 def log_probs(
-    model: AutoregressiveModel,
+    model: DensityModel,
     x: Tensor,
     batch_size: int = 500,
     *,
@@ -92,7 +99,7 @@ def log_probs(
 
 @torch.inference_mode()
 def order_log_probs(
-    model: AutoregressiveModel, x: Tensor, num_orders: int, batch_size: int = 500, *, progress: bool = False
+    model: DensityModel, x: Tensor, num_orders: int, batch_size: int = 500, *, progress: bool = False
 ) -> Tensor:
     """log p_o of every row of x [N, D] under orders 0 … num_orders − 1 of seed 0, float32 [N, num_orders] on the CPU.
 
@@ -107,24 +114,40 @@ def order_log_probs(
     return torch.cat(parts) if parts else torch.empty(0, num_orders)
 
 
-def summarise(log_prob: Tensor, dataset: Dataset | Rows, split: str) -> Evaluation:
+def summarise(log_prob: Tensor, dataset: Dataset | Rows | TableData, split: str) -> Evaluation:
     """An `Evaluation` from the log-probabilities [N] of a split's examples."""
     nll = -log_prob.double()
     count = len(nll)
+    jacobian = None
+    if isinstance(dataset, TableData) and count:
+        there = ~dataset.split(split).isnan()
+        jacobian = (there.double() @ dataset.columns.log_scales.double()).mean().item()
     return Evaluation(
         data=dataset.name,
         split=split,
         preparation=dataset.preparation,
         num_examples=count,
         dim=dataset.dim,
-        num_states=dataset.num_states,
+        num_states=None if isinstance(dataset, TableData) else dataset.num_states,
         nll=nll.mean().item() if count else None,
         standard_error=(nll.std() / math.sqrt(count)).item() if count > 1 else None,
+        nll_standardised=None if jacobian is None else nll.mean().item() - jacobian,
     )
 
 
-def check_fits(model: AutoregressiveModel, dataset: Dataset) -> None:
+def check_fits(model: DensityModel, dataset: Dataset | TableData) -> None:
     """Raises ValueError unless the model is one of such vectors."""
+    columns, num_states = getattr(model, "columns", None), getattr(model, "num_states", None)
+    if columns is None and num_states is None:
+        raise ValueError(
+            f"{model.name} is of real vectors, which no data set holds; a table's numbers train table-nade"
+        )
+    if columns is not None or isinstance(dataset, TableData):
+        if not isinstance(dataset, TableData):
+            raise ValueError(f"{model.name} is of a table's columns, {dataset.name} holds states")
+        if columns != dataset.columns:
+            raise ValueError(f"{model.name} is of other columns than {dataset.name}'s")
+        return
     if (model.dim, model.num_states) != (dataset.dim, dataset.num_states):
         raise ValueError(
             f"the model is of {model.dim} dimensions with {model.num_states} states, {dataset.name} "
@@ -133,8 +156,8 @@ def check_fits(model: AutoregressiveModel, dataset: Dataset) -> None:
 
 
 def evaluate(
-    model: AutoregressiveModel,
-    dataset: Dataset,
+    model: DensityModel,
+    dataset: Dataset | TableData,
     split: str = "test",
     batch_size: int = 500,
     *,

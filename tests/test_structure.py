@@ -32,7 +32,7 @@ ALLOWED = {
     "models": {"ops", "random", "reference", "scalars", "tables"},
     "files": set(),
     "checkpoint": {"files", "models", "native"},
-    "data": {"random"},
+    "data": {"random", "tables"},
     "evaluation": {"models", "data"},
     "plots": {"files"},
     "sampling": {"files", "models"},

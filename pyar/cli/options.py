@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # Arguments that the data answer, and the one that --order translates.
-DATA_FACTS = ("dim", "num_states", "image_shape")
+DATA_FACTS = ("dim", "num_states", "image_shape", "columns")
 _DESTINATION = "option_"
 
 

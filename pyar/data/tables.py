@@ -85,6 +85,11 @@ def read_table(path: Path, dim: int | None = None) -> Table:
     return Table(values, labels, splits)
 
 
+def read_any_table(path: Path) -> pd.DataFrame:
+    """All columns of a table as they are, whatever they hold; without names they are called 0, 1, …."""
+    return _read_parquet(path) if path.suffix.lower() in PARQUET_SUFFIXES else _read_text(path)[0]
+
+
 def _numbers_rows(column: pd.Series, name: str) -> bool:
     """Whether a column of this name, or a first one without a name, is the row's number or name and no value."""
     if name:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from pyar.checkpoint import MODEL_FILE, STATE_FILE, CheckpointError, load_state, save_model, save_state
-from pyar.data import Dataset
+from pyar.data import Dataset, TableData
 from pyar.evaluation import check_fits, log_probs
-from pyar.models import AutoregressiveModel
+from pyar.models import DensityModel
 from pyar.plots import decoration, save_learning_curve
 from pyar.training.config import BUDGETS, TrainingConfig
 from pyar.training.log import RunLog
@@ -99,7 +99,7 @@ class Trainer:
 
     Args:
         model: on the device to train on.
-        dataset: of the model's dimension and number of states.
+        dataset: of the model's dimension and number of states, or of its columns.
         config: the settings.
         folder: the run folder, made if it is missing.
         group: the processes that share the work.
@@ -109,8 +109,8 @@ class Trainer:
 
     def __init__(
         self,
-        model: AutoregressiveModel,
-        dataset: Dataset,
+        model: DensityModel,
+        dataset: Dataset | TableData,
         config: TrainingConfig,
         folder: str | os.PathLike[str],
         *,
@@ -246,7 +246,7 @@ class Trainer:
         """Steps until there is a reason to stop, which it returns."""
         config, model = self.config, self.model
         model.train()
-        batch = torch.empty(config.batch_size, self.dataset.dim, dtype=torch.uint8, device=self.device)
+        batch = self.dataset.train.new_empty(config.batch_size, self.dataset.dim, device=self.device)
         last_save = last_display = time.monotonic()
         epoch = -1
         while True:
