@@ -34,6 +34,7 @@ ALLOWED = {
     "checkpoint": {"files", "models", "native"},
     "data": {"random", "tables"},
     "evaluation": {"models", "data"},
+    "sklearn": {"data", "models", "recipes", "reference", "scalars", "tables", "training"},
     "plots": {"files"},
     "sampling": {"files", "models"},
     "recipes": set(),

@@ -67,6 +67,11 @@ def names_of(frame: Any) -> list[Name]:
     return plain
 
 
+def is_frame(X: Any) -> bool:
+    """Whether it is a table with names, of whatever library."""
+    return len(getattr(X, "shape", ())) == 2 and (hasattr(X, "columns") or hasattr(X, "column_names"))
+
+
 def read_column(frame: Any, name: Name) -> Column:
     """One column of a frame whose names are checked.
 
@@ -120,12 +125,13 @@ def _factorised(series: Any, title: str) -> Column:
     return Column(codes=codes.astype(np.int64), levels=plain)
 
 
-def make_frame(columns: Mapping[Name, NDArray], like: Any = None) -> Any:
+def make_frame(columns: Mapping[Name, NDArray], like: Any = None, *, own_types: bool = True) -> Any:
     """A frame of such columns: pandas', or of the kind and with the columns' types of the frame `like`.
 
     Args:
         columns: by name: float64 or int64 arrays, or objects with None for missing.
-        like: a frame that has these columns, its rows are not read.
+        like: a frame that has these columns; its rows are not read.
+        own_types: whether the columns have the types of `like`, and not only its library.
 
     Raises:
         ValueError: a column cannot have its type in `like`.
@@ -134,13 +140,15 @@ def make_frame(columns: Mapping[Name, NDArray], like: Any = None) -> Any:
 
     if like is None or isinstance(like, pd.DataFrame):
         frame = pd.DataFrame({name: _inferred(values) for name, values in columns.items()}, columns=list(columns))
-        if like is None:
+        if like is None or not own_types:
             return frame
         return frame.astype({name: _pandas_type(frame[name], like.dtypes[name]) for name in columns})
     module = type(like).__module__.partition(".")[0]
     if module == "polars":
         import polars as pl
 
+        if not own_types:
+            return pl.DataFrame({str(name): values for name, values in columns.items()})
         return pl.DataFrame(
             {
                 name: pl.Series(str(name), _listed(values)).cast(like.schema[str(name)])
@@ -150,6 +158,8 @@ def make_frame(columns: Mapping[Name, NDArray], like: Any = None) -> Any:
     if module == "pyarrow":
         import pyarrow as pa
 
+        if not own_types:
+            return pa.table({str(name): values for name, values in columns.items()})
         fields = [like.schema.field(name) for name in columns]
         arrays = [
             _arrow_array(pa, _listed(values), field.type)
@@ -190,3 +200,42 @@ def take_columns(frame: Any, names: Sequence[Name]) -> Any:
     nw = narwhals()
     known = names_of(frame)
     return nw.from_native(frame, eager_only=True)[:, [known.index(name) for name in names]].to_native()
+
+
+def take_rows(frame: Any, rows: NDArray[np.int64]) -> Any:
+    """The frame's rows of these numbers, in this order."""
+    return narwhals().from_native(frame, eager_only=True)[rows.tolist()].to_native()
+
+
+def frame_like(frame: Any, new: Any, where: NDArray[np.bool_], names: Sequence[Name]) -> Any:
+    """The frame with the values of `new`, of the same library, in the cells where the mask [N, len(names)] is true.
+
+    Columns without such a cell are the frame's own.
+    """
+    nw = narwhals()
+    own, other = nw.from_native(frame, eager_only=True), nw.from_native(new, eager_only=True)
+    known = names_of(frame)
+    filled = {}
+    for d, name in enumerate(names):
+        if not where[:, d].any():
+            continue
+        place = known.index(name)
+        values = own[:, place].to_list()
+        drawn = other[:, d].to_list()
+        filled[name] = np.array([None] * len(values), dtype=object)
+        filled[name][:] = [b if hole else a for a, b, hole in zip(values, drawn, where[:, d], strict=True)]
+    if not filled:
+        return frame
+    like = take_columns(frame, list(filled))
+    parts = make_frame(filled, like=like)
+    if hasattr(frame, "assign"):  # pandas, with the rows' labels
+        return _assigned(frame, parts)
+    columns = nw.from_native(parts, eager_only=True)
+    return own.with_columns(*[columns[str(name)] for name in filled]).to_native()
+
+
+def _assigned(frame: Any, parts: Any) -> Any:
+    result = frame.copy()
+    for name in parts.columns:
+        result[name] = parts[name].to_numpy() if isinstance(parts.dtypes[name], np.dtype) else parts[name].array
+    return result
