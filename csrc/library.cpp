@@ -58,11 +58,20 @@ STABLE_TORCH_LIBRARY(pyar, m) {
       "lstm_sample_bfloat16(Tensor[] weights, Tensor head_weight, Tensor head_bias, Tensor seed, int num_samples, "
       "int first_index, int num_dims, float temperature, Tensor? given) -> (Tensor, Tensor)");
 
-  // MADE. W [D, K−1, H_1], or [D, H_1] for scalar input · c [H_1] · hidden: weight [H_l, H_{l−1}] and bias [H_l] of
-  // every further layer in turn · V [D, P, H_L] · b [D, P] · A [D, K−1, D, P], or [D, D, P] for scalar input ·
-  // activation: its place among relu, sigmoid, tanh · indices int64 [N], the samples' numbers · given uint8 [N, G], the
-  // first G steps · dims int64 [D], the dimension whose uniform a step takes. Returns x uint8 [N, D] and the
-  // log-probability [N] of its drawn part. CPU alone.
+  // MADE, CPU alone. W [D, K−1, H_1], or [D, H_1] for scalar input · c [H_1] · hidden: weight [H_l, H_{l−1}] and bias
+  // [H_l] of every further layer in turn · V [D, P, H_L] · b [D, P] · A [D, K−1, D, P], or [D, D, P] for scalar input ·
+  // activation: its place among relu, sigmoid, tanh.
+  // x uint8 [B, D] · dropout: nothing, or [B, H_l] for every layer, what its units are multiplied by. Returns log p(x)
+  // [B] and, if keep is true, what the gradients need.
+  m.def(
+      "made_log_prob(Tensor x, Tensor W, Tensor c, Tensor[] hidden, Tensor V, Tensor b, Tensor? A, int activation, "
+      "float temperature, Tensor[] dropout, bool keep) -> (Tensor, Tensor)");
+  // The gradients of W, c, hidden, V, b and, where it is given, A.
+  m.def(
+      "made_log_prob_backward(Tensor grad, Tensor x, Tensor W, Tensor c, Tensor[] hidden, Tensor V, Tensor b, Tensor? "
+      "A, int activation, float temperature, Tensor[] dropout, Tensor kept) -> Tensor[]");
+  // indices int64 [N], the samples' numbers · given uint8 [N, G], the first G steps · dims int64 [D], the dimension
+  // whose uniform a step takes. Returns x uint8 [N, D] and the log-probability [N] of its drawn part.
   m.def(
       "made_sample(Tensor W, Tensor c, Tensor[] hidden, Tensor V, Tensor b, Tensor? A, int activation, Tensor seed, "
       "Tensor indices, float temperature, Tensor? given, Tensor? dims) -> (Tensor, Tensor)");

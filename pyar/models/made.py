@@ -20,9 +20,8 @@ from pyar.models.base import (
     positive_int,
 )
 from pyar.models.layers import check_linears, has_hooks, linear_parameters, require_parameter
-from pyar.ops.made import made_log_prob, made_logits, made_sample
+from pyar.ops.made import made_log_prob, made_logits, made_sample, permute
 from pyar.reference.activations import ACTIVATIONS
-from pyar.reference.made import degrees
 from pyar.reference.philox import indexed_uniforms
 from pyar.scalars import plain_bool
 
@@ -161,7 +160,7 @@ class MADE(AutoregressiveModel):
             self._called_logits(steps)
         component = int(torch.randint(self.num_masks, ())) if self.num_masks > 1 else 0
         dropout = self.dropout if self.training else 0.0
-        return -made_log_prob(steps, *self._arguments(), **self._masks(component), dropout=dropout).mean()
+        return -self._component_log_prob(steps, component, dropout=dropout).mean()
 
     def logits(self, x: Tensor) -> Tensor:
         """The logits of every conditional p(x_d | the dimensions before it), differentiable.
@@ -194,36 +193,29 @@ class MADE(AutoregressiveModel):
         visited, *units = [torch.randperm(n, generator=generator).to(device) for n in (self.dim, *self.hidden_sizes)]
         return visited, units
 
-    def _masks(self, component: int) -> dict[str, Any]:
-        """What says made_log_prob which component is meant; nothing for the first."""
-        if component == 0:
-            return {}
-        visited, units = self._draw_masks(component)
-        # Unit units[j] has the degree of place j.
-        in_order = [degrees(self.dim, len(places), places.device) for places in units]
-        return {
-            "steps": torch.argsort(visited),
-            "unit_degrees": [m[torch.argsort(places)] for m, places in zip(in_order, units, strict=True)],
-        }
-
     def _sorted_arguments(self, component: int) -> tuple[tuple[Any, ...], Tensor | None]:
-        """The parameters of a component as made_sample takes them, degrees sorted, and the dimensions it visits."""
+        """The parameters of a component as the operations take them, degrees sorted, and the columns of x it visits.
+
+        None stands for all columns as they are.
+        """
         W, c, hidden, V, b, A, activation = self._arguments()
         if component == 0:
-            return (W, c, hidden, V, b, A, activation), self.order
+            return (W, c, hidden, V, b, A, activation), None
         visited, units = self._draw_masks(component)
         layers = []
         for weight, bias, before, after in zip(hidden[::2], hidden[1::2], units[:-1], units[1:], strict=True):
-            layers += [weight[after][:, before], bias[after]]
-        direct = None if A is None else A[visited].index_select(-2, visited)
-        arguments = (W[visited][..., units[0]], c[units[0]], layers, V[visited][..., units[-1]], b[visited], direct)
-        return (*arguments, activation), visited if self.order is None else self.order[visited]
+            layers += [permute(weight, {0: after, 1: before}), permute(bias, {0: after})]
+        direct = None if A is None else permute(A, {0: visited, A.dim() - 2: visited})
+        W = permute(W, {0: visited, W.dim() - 1: units[0]})
+        c, V, b = permute(c, {0: units[0]}), permute(V, {0: visited, 2: units[-1]}), permute(b, {0: visited})
+        return (W, c, layers, V, b, direct, activation), visited
+
+    def _component_log_prob(self, x: Tensor, component: int, **settings: float) -> Tensor:
+        arguments, visited = self._sorted_arguments(component)
+        return made_log_prob(x if visited is None else x[:, visited], *arguments, **settings)
 
     def _log_prob(self, x: Tensor, temperature: float = 1.0) -> Tensor:
-        components = [
-            made_log_prob(x, *self._arguments(), **self._masks(component), temperature=temperature)
-            for component in range(self.num_masks)
-        ]
+        components = [self._component_log_prob(x, index, temperature=temperature) for index in range(self.num_masks)]
         if self.num_masks == 1:
             return components[0]
         return torch.logsumexp(torch.stack(components), dim=0) - math.log(self.num_masks)
@@ -257,9 +249,9 @@ class MADE(AutoregressiveModel):
         x = torch.empty(num_samples, self.dim, dtype=torch.uint8, device=self.b.device)
         for component in chosen.unique().tolist():
             arguments, visited = self._sorted_arguments(component)
+            visited = torch.arange(self.dim, device=x.device) if visited is None else visited
+            dims = visited if self.order is None else self.order[visited]
             rows = torch.nonzero(chosen == component).squeeze(1)
-            states, _ = made_sample(*arguments, indices=indices[rows], dims=visited, **settings)
-            # Columns of x are the steps of the first component.
-            places = torch.arange(self.dim, device=x.device) if component == 0 else self._draw_masks(component)[0]
-            x[rows[:, None], places] = states
+            states, _ = made_sample(*arguments, indices=indices[rows], dims=dims, **settings)
+            x[rows[:, None], visited] = states  # columns of x are the steps of the first component
         return x, self._log_prob(x, temperature)

@@ -12,21 +12,17 @@
 // multiply-add.
 #include "common/draw.h"
 #include "common/philox.h"
-#include "cpu/activate.h"
 #include "cpu/conditionals.h"
-#include "cpu/gemm.h"
 #include "cpu/made/kernel.h"
+#include "cpu/made/products.h"
 
 namespace pyar::cpu::PYAR_LEVEL {
 namespace {
 
-constexpr int64_t kTileSamples = kTileVectors * kWidth;  // samples in a tile, at most
-constexpr int64_t kBlockUnits = 48;                      // units of the largest layer in a block, about
-constexpr int64_t kBlockOutputs = 64;                    // outputs in a block, at most, if it has several steps
-constexpr int64_t kMostSteps = 16;                       // steps in a block, at most
+constexpr int64_t kBlockUnits = 48;    // units of the largest layer in a block, about
+constexpr int64_t kBlockOutputs = 64;  // outputs in a block, at most, if it has several steps
+constexpr int64_t kMostSteps = 16;     // steps in a block, at most
 constexpr int64_t kPhiloxLanes = 16;
-
-PYAR_INLINE int64_t padded(int64_t count) { return (count + 15) / 16 * 16; }
 
 int64_t widest_layer(const MadeParameters& m) {
   int64_t widest = 0;
@@ -87,27 +83,6 @@ struct Space {
     size = used;
   }
 };
-
-// sums[r] += Σ_{k < depth} a[r·row_stride + k·depth_stride] · b[k] for r < count.
-//   sums, b  [·, N vectors]
-template <int N>
-void add_products(float* sums, int64_t count, const float* a, int64_t row_stride, int64_t depth_stride, const float* b,
-                  int64_t depth) {
-  constexpr int64_t lanes = N * kWidth;
-  for (int64_t k = 0; k < depth; k += kTileDepth) {
-    const int64_t part = depth - k < kTileDepth ? depth - k : kTileDepth;
-    for_row_tiles(count, [&](auto tile, int64_t row) __attribute__((always_inline)) {
-      constexpr int M = decltype(tile)::rows;
-      Vector sum[M][N];
-      for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) sum[m][n] = load(sums + (row + m) * lanes + n * kWidth);
-      multiply_accumulate<M, N>(sum, a + row * row_stride + k * depth_stride, row_stride, depth_stride, b + k * lanes,
-                                part);
-      for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) store(sums + (row + m) * lanes + n * kWidth, sum[m][n]);
-    });
-  }
-}
 
 // out[j] = start[j] + Σ_r table[rows[r]·stride + j] for j < columns, in the order of the rows.
 //   out  [padded(columns)]
@@ -195,7 +170,7 @@ class Tile {
   static constexpr int64_t lanes = N * kWidth;
 
   int64_t lane(int64_t i) const { return i < n_ ? i : n_ - 1; }
-  int64_t first_of(int64_t l, int64_t degree) const { return first_unit(degree, m_.D, m_.layers[l].units); }
+  int64_t first_of(int64_t l, int64_t degree) const { return m_.layers[l].first[degree]; }
 
   // What the units and outputs of steps d0 … d1−1 receive from the steps before d0.
   void start_block(int64_t d0, int64_t d1) {
@@ -361,9 +336,11 @@ class Tile {
 int64_t made_sample_scratch(const MadeParameters& model) { return Space(model, nullptr).size; }
 
 bool made_sample(const MadeSample& q, int64_t begin, int64_t end, float* scratch) {
-  const int64_t tiles = (end - begin + kTileSamples - 1) / kTileSamples;
+  // Whole vectors are dealt out, so that the last one alone may have lanes without a sample.
+  const int64_t vectors = (end - begin + kWidth - 1) / kWidth, tiles = (vectors + kTileVectors - 1) / kTileVectors;
   for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t first = begin + (end - begin) * t / tiles, n = begin + (end - begin) * (t + 1) / tiles - first;
+    const int64_t first = begin + vectors * t / tiles * kWidth, next = begin + vectors * (t + 1) / tiles * kWidth;
+    const int64_t n = (next < end ? next : end) - first;
     bool good = false;
     switch ((n + kWidth - 1) / kWidth) {
       case 1:
