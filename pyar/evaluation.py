@@ -72,11 +72,13 @@ def log_probs(
     progress: bool = False,
     amp: bool = False,
     validation: bool = False,
+    context: Tensor | None = None,
 ) -> Tensor:
     """log p of every row of x [N, D] in nats, float32 [N] on the CPU, computed `batch_size` rows at a time.
 
-    `x` may be on another device than the model. `amp` runs in bfloat16 where autocast does so. `validation` takes the
-    model's validation_log_prob instead.
+    `x` and `context` may be on another device than the model. `amp` runs in bfloat16 where autocast does so.
+    `validation` takes the model's validation_log_prob instead. `context`: what the model is given with every row,
+    labels int64 [N] or features float32 [N, C].
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -89,8 +91,10 @@ def log_probs(
             torch.autocast(device.type, torch.bfloat16, enabled=amp),
         ):
             for first in range(0, len(x), batch_size):
-                part = x[first : first + batch_size].to(device)
-                result[first : first + len(part)] = log_prob(part).float()
+                rows = slice(first, first + batch_size)
+                part = x[rows].to(device)
+                told = {} if context is None else {"context": context[rows].to(device)}
+                result[rows] = log_prob(part, **told).float()
                 bar.update(len(part))
     finally:
         model.train(was_training)
@@ -137,7 +141,8 @@ def summarise(log_prob: Tensor, dataset: Dataset | Rows | TableData, split: str)
 
 def check_fits(model: DensityModel, dataset: Dataset | TableData) -> None:
     """Raises ValueError unless the model is one of such vectors."""
-    columns, num_states = getattr(model, "columns", None), getattr(model, "num_states", None)
+    num_states = getattr(model, "num_states", None)
+    columns = getattr(model, "columns", None) if num_states is None else None  # an image has such too
     if columns is None and num_states is None:
         raise ValueError(
             f"{model.name} is of real vectors, which no data set holds; a table's numbers train table-nade"
@@ -153,6 +158,18 @@ def check_fits(model: DensityModel, dataset: Dataset | TableData) -> None:
             f"the model is of {model.dim} dimensions with {model.num_states} states, {dataset.name} "
             f"({dataset.preparation}) of {dataset.dim} with {dataset.num_states}"
         )
+    if model.num_classes != dataset.num_classes:
+        raise ValueError(_labels_differ(model, dataset))
+
+
+def _labels_differ(model: DensityModel, dataset: Dataset) -> str:
+    if dataset.num_classes is None:
+        return (
+            f"the {model.name} is given labels of {model.num_classes} classes, but {dataset.name} was loaded without: "
+            "load_dataset(…, labels=True)"
+        )
+    given = "takes no labels" if model.num_classes is None else f"is given labels of {model.num_classes} classes"
+    return f"the {model.name} {given}, but {dataset.name} was loaded with labels of {dataset.num_classes} classes"
 
 
 def evaluate(
@@ -164,9 +181,11 @@ def evaluate(
     progress: bool = False,
     amp: bool = False,
 ) -> Evaluation:
-    """The exact mean negative log-likelihood of a split of the data set under the model."""
+    """The exact mean negative log-likelihood of a split of the data set under the model, given the labels if it is
+    given such."""
     check_fits(model, dataset)
     x = dataset.split(split)
     if len(x) == 0:
         raise ValueError(f"the {split} split of {dataset.name} has no examples")
-    return summarise(log_probs(model, x, batch_size, progress=progress, amp=amp), dataset, split)
+    log_prob = log_probs(model, x, batch_size, progress=progress, amp=amp, context=dataset.context(split))
+    return summarise(log_prob, dataset, split)

@@ -76,13 +76,31 @@ def save_sheet(
     num_states: int,
     image_shape: tuple[int, int] | None,
     columns: int | None = None,
+    labels: torch.Tensor | None = None,
 ) -> None:
-    """Draws states [N, D] as a grid of images, row by row, into a PNG file."""
+    """Draws states [N, D] as a grid of images, row by row, into a PNG file.
+
+    `labels`: int64 [N]; without `columns`, each label then has a row of its own, in their order.
+    """
     grey = to_grey(x, num_states, image_shape)
     if len(grey) == 0:
         raise ValueError("there is nothing to draw: 0 images")
-    columns = min(columns or _columns(len(grey), *grey.shape[1:]), len(grey))
-    _write(_grid(np.stack([grey] * 3, axis=-1), columns), path)
+    images = np.stack([grey] * 3, axis=-1)
+    if labels is not None and columns is None and len(labels.unique()) > 1:
+        images, columns = _row_for_each(labels.cpu().numpy(), images)
+    columns = min(columns or _columns(len(grey), *grey.shape[1:]), len(images))
+    _write(_grid(images, columns), path)
+
+
+def _row_for_each(labels: NDArray[np.int64], images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], int]:
+    """Images in the order of their labels, with empty tiles where a label has fewer than others; and the columns."""
+    rows = [images[labels == label] for label in np.unique(labels)]
+    columns = max(map(len, rows))
+    tiles = np.empty((len(rows), columns, *images.shape[1:]), dtype=np.uint8)
+    tiles[:] = _GREY
+    for tile, row in zip(tiles, rows, strict=True):
+        tile[: len(row)] = row
+    return tiles.reshape(-1, *images.shape[1:]), columns
 
 
 def save_completions(

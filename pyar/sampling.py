@@ -7,11 +7,12 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -36,8 +37,9 @@ def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
 class SampleWriter:
     """Takes samples chunk by chunk and writes them as .npy or .npz.
 
-    .npz: `x` uint8 [N, D], `log_prob` float32 [N], and the numbers `seed` and `first_index` that draw the same samples
-    again. .npy: `x` alone, and the log-probabilities as NAME.log_prob.npy beside it. Made by `open_writer`.
+    .npz: `x` uint8 [N, D], `log_prob` float32 [N], `labels` int64 [N] where the samples have such, and the numbers
+    `seed` and `first_index` that draw the same samples again. .npy: `x` alone, and the others as NAME.log_prob.npy and
+    NAME.labels.npy beside it. Made by `open_writer`.
     """
 
     def __init__(self, samples: IO[bytes], log_probs: IO[bytes]) -> None:
@@ -53,18 +55,26 @@ class SampleWriter:
 
 @contextlib.contextmanager
 def open_writer(
-    path: str | os.PathLike[str], num_samples: int, dim: int, *, seed: int, first_index: int = 0
+    path: str | os.PathLike[str],
+    num_samples: int,
+    dim: int,
+    *,
+    seed: int,
+    first_index: int = 0,
+    labels: Tensor | None = None,
 ) -> Iterator[SampleWriter]:
     """A writer for exactly `num_samples` samples; the file gets its name when all of them are in it.
 
-    The suffix of `path` (.npy or .npz) chooses the format.
+    The suffix of `path` (.npy or .npz) chooses the format. `labels`: int64 [num_samples], what they are drawn given.
     """
     path = Path(path)
     if path.suffix == ".npy":
-        with (
-            atomic_write(path.with_suffix(".log_prob.npy")) as log_probs,
-            atomic_write(path) as samples,
-        ):
+        with contextlib.ExitStack() as stack:
+            if labels is not None:
+                file = stack.enter_context(atomic_write(path.with_suffix(".labels.npy")))
+                np.save(file, labels.cpu().numpy(), allow_pickle=False)
+            log_probs = stack.enter_context(atomic_write(path.with_suffix(".log_prob.npy")))
+            samples = stack.enter_context(atomic_write(path))
             _npy_header(samples, np.uint8, (num_samples, dim))
             _npy_header(log_probs, np.float32, (num_samples,))
             writer = SampleWriter(samples, log_probs)
@@ -88,9 +98,12 @@ def open_writer(
         with _member(archive, "log_prob") as member:
             _npy_header(member, np.float32, (num_samples,))
             shutil.copyfileobj(log_probs, member, 1 << 20)
-        for name, number in (("seed", np.uint64(seed)), ("first_index", np.int64(first_index))):
+        others = {"seed": np.asarray(np.uint64(seed)), "first_index": np.asarray(np.int64(first_index))}
+        if labels is not None:
+            others["labels"] = labels.cpu().numpy()
+        for name, array in others.items():
             with _member(archive, name) as member:
-                np.lib.format.write_array(member, np.asarray(number), allow_pickle=False)
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def _check_count(writer: SampleWriter, num_samples: int) -> None:
@@ -106,13 +119,15 @@ def sample_chunks(
     first_index: int = 0,
     temperature: float = 1.0,
     given: Tensor | None = None,
+    context: Tensor | None = None,
     chunk_size: int = 10_000,
     progress: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Samples first_index … first_index + num_samples − 1 of a seed and their log-probabilities, chunk by chunk.
 
-    `given`: uint8 [G] for all samples, or [num_samples, G], the states of the first G steps. What comes out does not
-    depend on `chunk_size`. `progress` draws a bar with samples per second.
+    `given`: uint8 [G] for all samples, or [num_samples, G], the states of the first G steps. `context`: for models that
+    take it, labels int64 [num_samples] or features float32 [num_samples, C]. What comes out does not depend on
+    `chunk_size`. `progress` draws a bar with samples per second.
     """
     device = next(model.parameters()).device
     if given is not None:
@@ -123,11 +138,21 @@ def sample_chunks(
         for first in range(0, num_samples, chunk_size):
             number = min(chunk_size, num_samples - first)
             part = given if given is None or given.ndim == 1 else given[first : first + number]
+            told = {} if context is None else {"context": context[first : first + number].to(device)}
             x, log_prob = model.sample_and_log_prob(
-                number, seed=seed, first_index=first_index + first, temperature=temperature, given=part
+                number, seed=seed, first_index=first_index + first, temperature=temperature, given=part, **told
             )
             bar.update(number)
             yield x, log_prob
+
+
+def labels_in_turn(labels: Sequence[int], num_samples: int, first_index: int = 0) -> Tensor:
+    """Labels int64 [num_samples] in turn, by the samples' own numbers, so that any division of them gives the same.
+
+    >>> labels_in_turn([7, 3], 3), labels_in_turn([7, 3], 2, first_index=1)
+    (tensor([7, 3, 7]), tensor([3, 7]))
+    """
+    return torch.tensor(labels, dtype=torch.int64)[(first_index + torch.arange(num_samples)) % len(labels)]
 
 
 def shard_path(path: str | os.PathLike[str], rank: int, size: int) -> Path:

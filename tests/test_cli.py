@@ -22,7 +22,7 @@ from PIL import Image
 import pyar
 from pyar.checkpoint import load
 from pyar.cli import main
-from pyar.cli.options import DATA_FACTS, constructor_options
+from pyar.cli.options import DATA_FACTS, NO_OPTIONS, constructor_options
 from pyar.cli.parser import duration, make_parser, shape, sizes
 from pyar.data import load_dataset
 from pyar.models import model_class, model_names
@@ -286,7 +286,7 @@ def test_unknown_data_train_until_they_no_longer_improve(tmp_path, capsys):
 def test_pictures_come_last_and_their_failure_is_a_line_each(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "run"
 
-    def fail(*arguments):
+    def fail(*arguments, **options):
         assert load(folder)
         assert "test" in json.loads((folder / "result.json").read_text())
         raise RuntimeError("no ink")
@@ -778,7 +778,7 @@ def test_help_explains_every_command(name, capsys):
 def test_the_parser_knows_every_setting_and_every_argument_of_a_model(name):
     known = vars(make_parser(["train", name]).parse_args(["train", name]))
     assert set(TrainingConfig().to_json()) <= known.keys()
-    arguments = set(inspect.signature(model_class(name)).parameters) - set(DATA_FACTS) - {"order"}
+    arguments = set(inspect.signature(model_class(name)).parameters) - {*DATA_FACTS, *NO_OPTIONS}
     assert {f"option_{argument}" for argument in arguments} <= known.keys()
     assert ("order" in known) == ("order" in inspect.signature(model_class(name)).parameters)
     assert all(option.help for option in constructor_options(model_class(name)))

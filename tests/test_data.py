@@ -323,11 +323,14 @@ def server(tmp_path):
 
 @pytest.fixture
 def remote(server, monkeypatch):
-    """MNIST as two tiny files on the local server; the first mirror has nothing, the second a damaged copy."""
+    """MNIST as four tiny files on the local server; the first mirror has nothing, the second a damaged copy."""
     url, folder, _ = server
     idx_folder(folder / "good", True)
     (folder / "bad").mkdir()
     names = ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz")
+    names += ("train-labels-idx1-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
+    for name, count in zip(names[2:], (60, 10), strict=True):
+        write_idx(folder / "good" / name, np.arange(count, dtype=np.uint8) % 10, True)
     checksums = {}
     for name in names:
         content = (folder / "good" / name).read_bytes()
@@ -349,6 +352,18 @@ def test_download_tries_mirrors_checks_and_caches(tmp_path, server, remote, caps
     again = load_dataset("mnist", cache_dir=tmp_path / "cache")
     assert not asked
     assert again.fingerprint() == data.fingerprint()
+
+
+def test_labels_are_downloaded_when_they_are_wanted(tmp_path, server, remote):
+    _, _, asked = server
+    load_dataset("mnist", cache_dir=tmp_path / "cache", progress=False)
+    assert not [path for path in asked if "labels" in path]
+    data = load_dataset("mnist", cache_dir=tmp_path / "cache", progress=False, labels=True)
+    assert data.context("valid").tolist() == [*range(10)]  # the last sixth of train
+    (tmp_path / "cache" / "mnist" / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(DataError, match=r"needs .*t10k-labels-idx1-ubyte\.gz"):
+        load_dataset("mnist", cache_dir=tmp_path / "cache", download_missing=False, labels=True)
+    assert load_dataset("mnist", cache_dir=tmp_path / "cache", download_missing=False).num_classes is None
 
 
 def test_a_damaged_cached_file_is_fetched_again(tmp_path, remote):

@@ -19,14 +19,23 @@ from torch import Tensor
 
 import pyar
 from pyar.checkpoint import load_with_extra
-from pyar.cli.common import UserError, note, rows_of_run, set_up, set_weight_dtype, user_errors
+from pyar.cli.common import (
+    UserError,
+    chosen_class,
+    classes_of_run,
+    note,
+    rows_of_run,
+    set_up,
+    set_weight_dtype,
+    user_errors,
+)
 from pyar.data import Rows
 from pyar.data.files import read_numpy
 from pyar.evaluation import log_probs, order_log_probs, summarise
 from pyar.files import atomic_write
 from pyar.models import AutoregressiveModel
 from pyar.plots import save_completions, save_order_curve, save_sheet
-from pyar.sampling import open_writer, sample_chunks, shard_path, shard_range
+from pyar.sampling import labels_in_turn, open_writer, sample_chunks, shard_path, shard_range
 from pyar.training.parallel import environment_rank
 
 _SHEET_LIMIT = 400  # samples on a sheet; more could not be told apart
@@ -43,7 +52,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     rows = rows_of_run(arguments, model, extra)
     if arguments.orders is not None:
         return _evaluate_orders(arguments, model, rows, outputs)
-    log_prob = log_probs(model, rows.x, arguments.batch_size, progress=arguments.progress)
+    log_prob = log_probs(model, rows.x, arguments.batch_size, progress=arguments.progress, context=rows.context)
     for output in outputs:
         _write_scores(output, rows, log_prob)
     result = summarise(log_prob, rows, rows.split)
@@ -53,7 +62,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         facts["weight_dtype"] = weight_dtype
     if weight_dtype != own_dtype:
         model.weight_dtype = own_dtype
-        own = log_probs(model, rows.x, arguments.batch_size, progress=arguments.progress)
+        own = log_probs(model, rows.x, arguments.batch_size, progress=arguments.progress, context=rows.context)
         # The same examples under both: the standard error of the difference is far below that of either mean.
         change = summarise(log_prob.double() - own.double(), rows, rows.split)
         facts |= {"nll_change_nats": change.nll, "nll_change_standard_error_nats": change.standard_error}
@@ -173,13 +182,16 @@ def sample(arguments: argparse.Namespace) -> int:
         given = _states_file(arguments.given, model, "--given")
         if given.ndim not in (1, 2) or given.shape[-1] > model.dim:
             raise UserError(f"--given should be [G] or [N, G] with G ≤ {model.dim}, but is {list(given.shape)}")
+    classes = _classes_to_sample(arguments, model, extra)
     rows = None if given is None or given.ndim == 1 else len(given)
-    total = arguments.num_samples or (100 if rows is None else rows)
+    number_of_each = 100 if classes is None else max(1, round(100 / len(classes))) * len(classes)
+    total = arguments.num_samples or (number_of_each if rows is None else rows)
     if rows is not None and rows != total:
         raise UserError(f"--given has {rows} rows, but -n asks for {total} samples")
     first, number = shard_range(total, rank, size)
     if rows is not None:
         given = given[first : first + number]
+    labels = None if classes is None else labels_in_turn(list(classes), number, arguments.first_index + first)
 
     chunks = sample_chunks(
         model,
@@ -188,6 +200,7 @@ def sample(arguments: argparse.Namespace) -> int:
         first_index=arguments.first_index + first,
         temperature=arguments.temperature,
         given=given,
+        context=labels,
         chunk_size=arguments.chunk_size,
         progress=arguments.progress and rank == 0,
     )
@@ -196,7 +209,14 @@ def sample(arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack, user_errors(ValueError, RuntimeError):
         writers = [
             stack.enter_context(
-                open_writer(path, number, model.dim, seed=arguments.seed, first_index=arguments.first_index + first)
+                open_writer(
+                    path,
+                    number,
+                    model.dim,
+                    seed=arguments.seed,
+                    first_index=arguments.first_index + first,
+                    labels=labels,
+                )
             )
             for path in written
         ]
@@ -210,7 +230,10 @@ def sample(arguments: argparse.Namespace) -> int:
         seconds = time.monotonic() - start
     for path in sheets:
         x = torch.cat(shown)[:_SHEET_LIMIT]
-        save_sheet(x, path, model.num_states, _image_shape(extra), arguments.columns)
+        drawn = None if labels is None else labels[: len(x)]
+        save_sheet(x, path, model.num_states, _image_shape(extra), arguments.columns, drawn)
+        if drawn is not None and len(drawn.unique()) > 1 and arguments.columns is None:
+            note(f"{path}: a row for each of {', '.join(classes[number] for number in drawn.unique().tolist())}")
         if total > _SHEET_LIMIT:
             note(f"{path} shows the first {_SHEET_LIMIT} of {total:,} samples")
     result = {
@@ -220,17 +243,30 @@ def sample(arguments: argparse.Namespace) -> int:
         "seed": arguments.seed,
         "first_index": arguments.first_index + first,
         "temperature": arguments.temperature,
+        **({} if classes is None else {"labels": list(classes.values())}),
         "mean_log_prob_nats": log_prob_sum / number if number else None,
         "seconds": seconds,
     }
     if arguments.json:
         print(json.dumps(result))
     elif number:
+        of_class = f" of the class {', '.join(classes.values())}" if classes and len(classes) == 1 else ""
         print(
-            f"{number:,} samples in {seconds:.2f} s ({number / seconds:,.0f}/s), mean log-probability "
+            f"{number:,} samples{of_class} in {seconds:.2f} s ({number / seconds:,.0f}/s), mean log-probability "
             f"{log_prob_sum / number:.2f} nats: {', '.join(written + sheets)}"
         )
     return 0
+
+
+def _classes_to_sample(
+    arguments: argparse.Namespace, model: AutoregressiveModel, extra: dict[str, Any]
+) -> dict[int, str] | None:
+    """{number: name} of the classes to sample in turn, by default all; None for a model that is given no labels."""
+    names, labels = classes_of_run(model, extra), arguments.label or []
+    if names is not None and (not labels or ("all" in labels and "all" not in names)):
+        return dict(enumerate(names))
+    chosen = [chosen_class(arguments, model, extra, label) for label in labels]
+    return None if names is None else {number: names[number] for number in chosen}
 
 
 def _observed_mask(model: AutoregressiveModel, what: float | str, shape: tuple[int, int] | None, seed: int) -> Tensor:
@@ -279,19 +315,27 @@ def complete(arguments: argparse.Namespace) -> int:
     outputs = arguments.out or ["completions.png"]
     _check_outputs(outputs, (".png", ".npz"))
     shape = _image_shape(extra)
+    label = None if arguments.label is None else chosen_class(arguments, model, extra, arguments.label)
     if arguments.examples is not None:
-        x = _states_file(arguments.examples, model, "--examples")
+        x, labels = _states_file(arguments.examples, model, "--examples"), None
         source = arguments.examples
+        if model.num_classes is not None and label is None:
+            raise UserError(f"{arguments.run} is given labels, which --examples has not; say one for all: --label L")
     else:
-        rows = rows_of_run(arguments, model, extra)
-        x, shape, source = rows.x, rows.image_shape, f"{rows.name} {rows.split}"
+        rows = rows_of_run(arguments, model, extra, with_labels=label is None)
+        x, labels, shape, source = rows.x, rows.context, rows.image_shape, f"{rows.name} {rows.split}"
     if x.ndim != 2 or x.shape[1] != model.dim:
         raise UserError(f"{source} should be [N, {model.dim}], but is {list(x.shape)}")
     if arguments.first is None:  # spread over all of them, since data sets are often sorted by class
         number = min(arguments.num_examples, len(x))
-        x = x[torch.arange(number) * len(x) // max(number, 1)]
+        chosen = torch.arange(number) * len(x) // max(number, 1)
     else:
-        x = x[arguments.first : arguments.first + arguments.num_examples]
+        chosen = torch.arange(len(x))[arguments.first : arguments.first + arguments.num_examples]
+    x = x[chosen]
+    if label is not None:
+        labels = torch.full((len(x),), label)
+    elif labels is not None:
+        labels = labels[chosen]
     if len(x) == 0:
         raise UserError(f"{source} has no example number {arguments.first or 0}")
     observed = _observed_mask(model, arguments.observed, shape, arguments.seed)
@@ -302,15 +346,16 @@ def complete(arguments: argparse.Namespace) -> int:
             arguments.completions,
             seed=arguments.seed,
             temperature=arguments.temperature,
+            **({} if labels is None else {"context": labels.to(device)}),
         ).cpu()
     for path in sorted(outputs, key=lambda path: path.endswith(".png")):  # what was computed before its picture
         if path.endswith(".png"):
             save_completions(x, observed, completions, path, model.num_states, shape)
         else:
+            arrays = {"original": x, "observed": observed, "completions": completions}
+            arrays |= {} if labels is None else {"labels": labels}
             with atomic_write(path) as file:
-                np.savez_compressed(
-                    file, original=x.numpy(), observed=observed.numpy(), completions=completions.numpy()
-                )
+                np.savez_compressed(file, **{name: array.numpy() for name, array in arrays.items()})
     result = {
         "run": arguments.run,
         "files": outputs,

@@ -18,13 +18,14 @@ import torch
 from pyar.checkpoint import CheckpointError
 from pyar.cli.errors import UserError
 from pyar.data import DataError, DataNotice, Dataset, Rows, load_dataset, load_rows
+from pyar.data.labels import find_class
 from pyar.evaluation import check_fits
 from pyar.models import AutoregressiveModel
 from pyar.training import TrainingError
 from pyar.training.parallel import LaunchError
 
 CONFIG_FILE = "config.json"
-DATA_CHOICES = ("levels", "binarize", "white", "image_shape", "grey", "background")
+DATA_CHOICES = ("levels", "binarize", "white", "image_shape", "grey", "background", "labels")
 
 
 @contextlib.contextmanager
@@ -79,19 +80,57 @@ def set_weight_dtype(arguments: argparse.Namespace, model: AutoregressiveModel) 
     model.weight_dtype = arguments.weight_dtype
 
 
-def rows_of_run(arguments: argparse.Namespace, model: AutoregressiveModel, extra: dict[str, Any]) -> Rows:
-    """The examples the user names, as states of the model; without --data a split of what the run was trained on."""
+def classes_of_run(model: AutoregressiveModel, extra: dict[str, Any]) -> list[str] | None:
+    """What the classes of a model's labels are called; None for a model that is given no labels."""
+    if getattr(model, "context_size", None) is not None:
+        raise UserError(f"the {model.name} is given features of every example, which only Python can: context=…")
+    if model.num_classes is None:
+        return None
+    names = extra.get("class_names") or []
+    return names if len(names) == model.num_classes else [str(number) for number in range(model.num_classes)]
+
+
+def chosen_class(arguments: argparse.Namespace, model: AutoregressiveModel, extra: dict[str, Any], label: str) -> int:
+    """The number of the class that --label names."""
+    classes = classes_of_run(model, extra)
+    if classes is None:
+        raise UserError(f"--label {label}: {arguments.run} is a {model.name} that was trained without labels")
+    with user_errors():
+        return find_class(label, classes)
+
+
+def rows_of_run(
+    arguments: argparse.Namespace, model: AutoregressiveModel, extra: dict[str, Any], *, with_labels: bool = True
+) -> Rows:
+    """The examples the user names, as states of the model; without --data a split of what the run was trained on.
+
+    For a model that is given labels they come with their labels, unless others take their place.
+    """
+    classes = classes_of_run(model, extra) if with_labels else None
+    if arguments.labels is not None and model.num_classes is None:
+        raise UserError(f"--labels: {arguments.run} is a {model.name} that was trained without labels")
     if arguments.data is None:
         dataset = _data_of_run(arguments, extra)
         with user_errors(ValueError):
             check_fits(model, dataset)
         split = arguments.split or "test"
         x = dataset.split(split)
-        return Rows(dataset.name, split, dataset.num_states, dataset.image_shape, dataset.preparation, x)
-    choices = data_choices(arguments)
+        return Rows(
+            dataset.name,
+            split,
+            dataset.num_states,
+            dataset.image_shape,
+            dataset.preparation,
+            x,
+            dataset.labels.get(split),
+            dataset.class_names,
+            num_classes=dataset.num_classes,
+        )
+    choices, stored = data_choices(arguments), extra.get("data_spec") or {}
     if not {"levels", "binarize"} & choices.keys() and arguments.data != "binarized-mnist":  # that is binary already
-        stored = extra.get("data_spec") or {}
         choices |= {name: stored[name] for name in ("levels", "binarize") if name in stored}
+    if classes is not None:
+        choices = {"labels": stored.get("labels", True), **choices}
     if "image_shape" not in choices and extra.get("image_shape"):
         choices["image_shape"] = tuple(extra["image_shape"])
     with notices():
@@ -103,6 +142,7 @@ def rows_of_run(arguments: argparse.Namespace, model: AutoregressiveModel, extra
             data_dir=arguments.data_dir,
             cache_dir=arguments.cache_dir,
             progress=arguments.progress,
+            class_names=classes,
             **choices,
         )
 

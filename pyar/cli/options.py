@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-# Arguments that the data answer, and the one that --order translates.
-DATA_FACTS = ("dim", "num_states", "image_shape", "columns")
+# Arguments that the data answer; and those that are no options, since --order translates the one and features for
+# every example, which the other is the number of, come from Python alone.
+DATA_FACTS = ("dim", "num_states", "image_shape", "columns", "num_classes")
+NO_OPTIONS = ("order", "context_size")
 _DESTINATION = "option_"
 
 
@@ -37,7 +39,7 @@ def constructor_options(model: type) -> list[Option]:
     hints, described = typing.get_type_hints(model.__init__), argument_texts(model)
     options = []
     for name, parameter in inspect.signature(model).parameters.items():
-        if name in (*DATA_FACTS, "order"):
+        if name in (*DATA_FACTS, *NO_OPTIONS):
             continue
         kind, choices = _kind(f"{model.__qualname__}'s argument {name}", hints.get(name, str))
         default = None if parameter.default is parameter.empty else parameter.default

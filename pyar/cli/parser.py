@@ -18,6 +18,7 @@ from typing import NoReturn
 from pyar.models import model_class, model_names
 from pyar.recipes import recipes
 
+_LABELS_OF_RUN = "for models trained with --labels: the column of a table that has them [the training's]"
 OBSERVED_REGIONS = ("left", "right", "top", "bottom", "center")
 
 _EXAMPLES = """\
@@ -53,11 +54,13 @@ examples:
   pyar sample runs/nade-digits --out sheet.png
   pyar sample runs/nade-digits -n 1000000 --out samples.npz --seed 7
   pyar sample runs/nade-digits --given prefix.npy --out sheet.png
+  pyar sample RUN --label 3 --out threes.png            of a run that was trained with --labels
   torchrun --nproc-per-node=2 -m pyar sample RUN -n 1000000 --out samples.npz
 
-samples.npz holds x (uint8 [N, D]), log_prob (float32 [N], nats), seed and first_index. Sample i of a seed is always
-the same, whatever the batch, the threads or the number of processes. Under torchrun process r of R writes
-samples.rank-r-of-R.npz; x and log_prob of the parts, put together in order of r, are those of one process's file.
+samples.npz holds x (uint8 [N, D]), log_prob (float32 [N], nats), seed and first_index, and labels (int64 [N]) where the
+model is given such. Sample i of a seed is always the same, whatever the batch, the threads or the number of processes.
+Under torchrun process r of R writes samples.rank-r-of-R.npz; x, log_prob and labels of the parts, put together in order
+of r, are those of one process's file.
 """
 
 
@@ -173,7 +176,9 @@ def _add_weight_dtype(parser, help: str) -> None:
     parser.add_argument("--weight-dtype", choices=choices, help=f"for models that have it, as pixel-lstm: {help}")
 
 
-def _add_data(parser: argparse.ArgumentParser, default: str | None, default_text: str) -> None:
+def _add_data(
+    parser: argparse.ArgumentParser, default: str | None, default_text: str, labels_help: str = _LABELS_OF_RUN
+) -> None:
     group = parser.add_argument_group("data")
     group.add_argument(
         "--data",
@@ -211,6 +216,7 @@ def _add_data(parser: argparse.ArgumentParser, default: str | None, default_text
         metavar="HxW",
         help="of vectors in an array or table [square, if it fits]",
     )
+    group.add_argument("--labels", nargs="?", const=True, metavar="COLUMN", help=labels_help)
 
 
 def _add_train(commands, model: str | None) -> None:
@@ -233,7 +239,13 @@ def _add_train(commands, model: str | None) -> None:
     parser.add_argument(
         "--resume", type=path, metavar="DIR", help="go on with the run in this folder; the budget may be changed"
     )
-    _add_data(parser, None, "digits")
+    _add_data(
+        parser,
+        None,
+        "digits",
+        "the model is given the labels of the examples, and samples by label later; COLUMN: of a table, where they are "
+        "[label, class, target or y]",
+    )
     group = parser.add_argument_group("budget (defaults by model and data set)")
     group.add_argument("--epochs", type=_POSITIVE, metavar="N", help="passes over the train split")
     group.add_argument("--max-steps", type=_POSITIVE_COUNT, metavar="N", help="steps of the optimiser")
@@ -369,7 +381,19 @@ def _add_sample(commands) -> None:
     parser.add_argument(
         "--chunk-size", type=_POSITIVE_COUNT, default=10_000, metavar="B", help="samples at a time [%(default)s]"
     )
-    parser.add_argument("--columns", type=_POSITIVE_COUNT, metavar="C", help="of the picture [square]")
+    parser.add_argument(
+        "--label",
+        action="append",
+        metavar="L",
+        help="for models trained with --labels: samples of this class, its name or number; may be repeated, then in "
+        "turn [all: every class in turn]",
+    )
+    parser.add_argument(
+        "--columns",
+        type=_POSITIVE_COUNT,
+        metavar="C",
+        help="of the picture [square; of several classes a row for each]",
+    )
     _add_common(parser)
 
 
@@ -432,6 +456,11 @@ def _add_complete(commands) -> None:
     )
     parser.add_argument(
         "--examples", type=path, metavar="FILE", help=".npy, or .npz with one array: states [N, D], instead of a split"
+    )
+    parser.add_argument(
+        "--label",
+        metavar="L",
+        help="for models trained with --labels: complete all as examples of this class [each example's own label]",
     )
     parser.add_argument(
         "--out", type=path, action="append", metavar="FILE", help=".png or .npz; may be repeated [completions.png]"

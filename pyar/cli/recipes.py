@@ -150,7 +150,7 @@ def _train_arguments(arguments: argparse.Namespace, recipe: Recipe, folder: Path
     """What `pyar train` is told: the recipe in full, and where and how it runs."""
     command = ["train", recipe.model, "--data", recipe.data, "--out", str(folder)]
     for name, value in recipe.preparation.items():
-        command += [f"--{name.replace('_', '-')}", str(value)]
+        command += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     told = make_parser(command).parse_args(command)
     for name in ("data_dir", "cache_dir", "device", "progress", "imports"):
         setattr(told, name, getattr(arguments, name))

@@ -23,6 +23,7 @@ from pyar.files import write_text
 from pyar.models import AutoregressiveModel, model_class, model_names
 from pyar.plots import decoration, save_sheet
 from pyar.recipes import Size
+from pyar.sampling import labels_in_turn
 from pyar.training import Trainer, TrainingConfig, model_defaults, training_defaults
 from pyar.training.config import BUDGETS
 from pyar.training.loop import CURVE_FILE
@@ -60,8 +61,14 @@ def _new_settings(arguments: argparse.Namespace, dataset: Dataset | None = None)
     The defaults may depend on the size of the data; without `dataset` they are those of some size.
     """
     if arguments.model is None:
-        raise UserError(f"say which model to train, such as `pyar train nade`; there are {', '.join(model_names())}")
+        swallowed = f"; write {arguments.labels} before --labels" if arguments.labels in model_names() else ""
+        raise UserError(
+            f"say which model to train, such as `pyar train nade`; there are {', '.join(model_names())}{swallowed}"
+        )
     spec = {"data": _lasting_name(arguments.data or "digits"), **data_choices(arguments)}
+    if "labels" in spec and not _takes_labels(arguments.model):
+        able = ", ".join(filter(_takes_labels, model_names())) or "none that is known here"
+        raise UserError(f"--labels: {arguments.model} takes no labels; models that do: {able}")
     size = None if dataset is None else Size(len(dataset.train), dataset.dim, dataset.num_states)
     recipe = getattr(arguments, "recipe", None)  # told by `pyar reproduce`
     if recipe is None:
@@ -82,6 +89,10 @@ def _new_settings(arguments: argparse.Namespace, dataset: Dataset | None = None)
         "data_dir": _lasting_data_dir(arguments),
         "training": config.to_json(),
     }
+
+
+def _takes_labels(model: str) -> bool:
+    return "num_classes" in inspect.signature(model_class(model)).parameters
 
 
 def _one_budget(said: dict[str, Any]) -> dict[str, Any]:
@@ -254,8 +265,12 @@ def _report(
     trainer.draw_learning_curve()
     if arguments.samples:
         with decoration(folder / SHEET_FILE):
-            x = model.sample(arguments.samples, seed=config.seed)
-            save_sheet(x, folder / SHEET_FILE, dataset.num_states, dataset.image_shape)
+            labels, told = None, {}
+            if dataset.num_classes is not None:
+                labels = labels_in_turn(range(dataset.num_classes), arguments.samples)
+                told = {"context": labels.to(trainer.device)}
+            x = model.sample(arguments.samples, seed=config.seed, **told)
+            save_sheet(x, folder / SHEET_FILE, dataset.num_states, dataset.image_shape, labels=labels)
     if not arguments.json:
         for name, file in (("samples", SHEET_FILE), ("learning curve", CURVE_FILE)):
             if (folder / file).exists():
@@ -287,7 +302,7 @@ def _quoted(folder: Path) -> str:
 
 
 def _short(config: dict[str, Any]) -> str:
-    shown = {k: v for k, v in config.items() if k not in ("dim", "num_states", "order") and v not in ([], 0)}
+    shown = {k: v for k, v in config.items() if k not in ("dim", "num_states", "order") and v not in ([], 0, None)}
     return ", ".join(f"{name} {value}" for name, value in shown.items()) + (", own order" if "order" in config else "")
 
 

@@ -21,11 +21,16 @@ _EXPECTED = (
 
 
 def source_of_arrays(
-    path: Path, arrays: dict[str, NDArray], objects: list[str], image_shape: tuple[int, int] | None
+    path: Path,
+    arrays: dict[str, NDArray],
+    objects: list[str],
+    image_shape: tuple[int, int] | None,
+    *,
+    labels_wanted: bool = False,
 ) -> Source:
     """A source from arrays by name. `objects`: the names of what could not be read, which may be irrelevant.
 
-    No array that looks like a split is left out silently.
+    No array that looks like a split is left out silently, and no labels if they are wanted.
     """
     examples, labels = by_split([*arrays, *objects])
     for split, names in examples.items():
@@ -36,7 +41,11 @@ def source_of_arrays(
         label_names = {split: names for split, names in labels.items() if split in chosen}
     else:
         chosen = {"": _the_one(path, arrays, objects)}
-        label_names = {"": [name for name in (*arrays, *objects) if _unsplit(name, "labels") and name != chosen[""]]}
+        own = chosen[""]  # of mine.csv in a folder come "mine" and "mine labels"
+        others = [name for name in (*arrays, *objects) if name != own]
+        label_names = {"": [name for name in others if _unsplit(name, "labels") or name == f"{own} labels"]}
+    if labels_wanted:
+        _refuse_unclear_labels(path, label_names, objects)
     beside = {split: names[0] for split, names in label_names.items() if len(names) == 1 and names[0] in arrays}
     used = {*chosen.values(), *beside.values()}
     unused = [name for name in (*arrays, *objects) if name not in used]
@@ -62,8 +71,18 @@ def source_of_arrays(
     parts, shape = {}, image_shape
     for split, name in chosen.items():
         parts[split], shape = _flat(path, arrays[name], shape)
-    numbers, class_names = integer_labels({split: arrays[name] for split, name in beside.items()}, path)
+    found = {split: arrays[name] for split, name in beside.items()}
+    numbers, class_names = integer_labels(found, path, wanted=labels_wanted)
     return Source(path, parts, numbers, class_names, shape)
+
+
+def _refuse_unclear_labels(path: Path, label_names: dict[str, list[str]], objects: list[str]) -> None:
+    for split, names in label_names.items():
+        of_split = f" of {split}" if split else ""
+        if len(names) > 1:
+            raise DataError(f"{path} has several arrays of labels{of_split} ({listed(names)}); leave one, or rename it")
+        if set(names) & set(objects):
+            raise DataError(f"{path}: the labels{of_split} hold pickled objects; save text as y.astype(str)")
 
 
 def _unsplit(name: str, role: str) -> bool:
@@ -108,11 +127,13 @@ def _flat(path: Path, x: NDArray, shape: tuple[int, int] | None) -> tuple[NDArra
     return x.reshape(len(x), math.prod(x.shape[1:])), shape
 
 
-def source_of_table(path: Path, image_shape: tuple[int, int] | None, dim: int | None) -> Source:
-    """A table: one set, or as many as its column of splits names."""
-    table = read_table(path, dim)
+def source_of_table(
+    path: Path, image_shape: tuple[int, int] | None, dim: int | None, labels: bool | str = False
+) -> Source:
+    """A table: one set, or as many as its column of splits names. `labels`: as load_dataset."""
+    table = read_table(path, dim, labels)
     found = {} if table.labels is None else {"": table.labels}
-    numbers, class_names = integer_labels(found, path)
+    numbers, class_names = integer_labels(found, path, wanted=bool(labels))
     if table.splits is None:
         return Source(path, {"": table.values}, numbers, class_names, image_shape)
     rows = {split: np.flatnonzero(table.splits == split) for split in SPLITS if (table.splits == split).any()}
@@ -126,7 +147,9 @@ def array_files(folder: Folder) -> list[Path]:
     return [path for path in folder.files if path.suffix.lower() == ".npy" or is_table(path)]
 
 
-def source_of_folder(folder: Folder, image_shape: tuple[int, int] | None, dim: int | None) -> Source:
+def source_of_folder(
+    folder: Folder, image_shape: tuple[int, int] | None, dim: int | None, labels: bool | str = False
+) -> Source:
     """A folder of arrays or tables, a file a split: x_train.npy, y_train.npy, … or train.csv, test.csv."""
     folder.tell_skipped()
     files = array_files(folder)
@@ -138,7 +161,7 @@ def source_of_folder(folder: Folder, image_shape: tuple[int, int] | None, dim: i
         if path.suffix.lower() == ".npy":
             arrays[name] = read_numpy(path)[""]
             continue
-        table = read_table(path, dim)
+        table = read_table(path, dim, labels)
         if table.splits is not None:
             raise DataError(f"{path} has a column of splits; name the file itself")
         arrays[name] = table.values
@@ -147,7 +170,7 @@ def source_of_folder(folder: Folder, image_shape: tuple[int, int] | None, dim: i
     others = [path.name for path in folder.files if path not in files] + [path.name for path in folder.folders]
     if others:
         notice(f"{folder.path}: not read, since they are no arrays or tables: {listed(others)}")
-    return source_of_arrays(folder.path, arrays, [], image_shape)
+    return source_of_arrays(folder.path, arrays, [], image_shape, labels_wanted=bool(labels))
 
 
 def stem(path: Path) -> str:

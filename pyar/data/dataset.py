@@ -35,6 +35,8 @@ class Dataset:
     is then one drawing of them, and `train_states` draws anew for each epoch.
     `labels`: {split: int64 [N]} of the splits whose labels were found beside the examples.
     `class_names`: what the labels 0, 1, … are called, where they have names.
+    `num_classes`: C, where the labels are what models are given (`load_dataset(…, labels=True)`): then every split has
+    them, 0 … C − 1. None where they are not to be used.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Dataset:
     intensities: torch.Tensor | None = None
     labels: Mapping[str, torch.Tensor] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
+    num_classes: int | None = None
 
     def __post_init__(self) -> None:
         for split in SPLITS:
@@ -68,6 +71,21 @@ class Dataset:
                     f"{self.name}: the labels of {split} should be int64 [{len(self.split(split))}], "
                     f"but are {labels.dtype} {list(labels.shape)}"
                 )
+        if self.num_classes is not None:
+            self._check_classes(self.num_classes)
+
+    def _check_classes(self, num_classes: int) -> None:
+        for split in SPLITS:
+            if split not in self.labels:
+                raise DataError(f"{self.name}: num_classes is {num_classes}, but {split} has no labels")
+            labels = self.labels[split]
+            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+                raise DataError(
+                    f"{self.name}: the labels of {split} should be 0 … {num_classes - 1}, but are "
+                    f"{int(labels.min())} … {int(labels.max())}"
+                )
+        if self.class_names is not None and len(self.class_names) != num_classes:
+            raise DataError(f"{self.name}: num_classes is {num_classes}, but {len(self.class_names)} have names")
 
     @property
     def dim(self) -> int:
@@ -85,6 +103,10 @@ class Dataset:
             raise DataError(f"there is no split {name!r}; the splits are {', '.join(SPLITS)}")
         return getattr(self, name)
 
+    def context(self, split: str) -> torch.Tensor | None:
+        """The labels int64 [N] that a model is given with a split; None where labels are not to be used."""
+        return None if self.num_classes is None else self.labels[split]
+
     def train_states(self, seed: int, epoch: int) -> torch.Tensor:
         """The train split of an epoch, uint8 [N, D]; a function of (seed, epoch) alone."""
         if self.intensities is None:
@@ -92,12 +114,17 @@ class Dataset:
         return torch.from_numpy(bernoulli(self.intensities.numpy(), (seed, epoch)))
 
     def fingerprint(self) -> str:
-        """SHA-256 over the splits' shapes and states: the same for the same data, however it was stored."""
+        """SHA-256 over the splits' shapes, states and, if they are used, labels: the same for the same data, however
+        it was stored."""
         digest = hashlib.sha256()
         tensors = [self.train if self.intensities is None else self.intensities, self.valid, self.test]
         for x in tensors:
             digest.update(f"{self.num_states} {list(x.shape)} ".encode())
             digest.update(np.ascontiguousarray(x.numpy()).data)
+        if self.num_classes is not None:
+            digest.update(f"{self.num_classes} classes ".encode())
+            for split in SPLITS:
+                digest.update(np.ascontiguousarray(self.labels[split].numpy()).data)
         return digest.hexdigest()
 
     def describe(self) -> str:

@@ -35,6 +35,7 @@ class TableData:
 
     dynamic = False
     image_shape = None
+    num_classes = None
 
     def __post_init__(self) -> None:
         for split in SPLITS:
@@ -69,6 +70,9 @@ class TableData:
         if name not in SPLITS:
             raise DataError(f"there is no split {name!r}; the splits are {', '.join(SPLITS)}")
         return getattr(self, name)
+
+    def context(self, split: str) -> None:
+        """None: a table's labels, if it has such, are columns like the others."""
 
     def train_states(self, seed: int, epoch: int) -> torch.Tensor:
         """The train split, the same in every epoch."""

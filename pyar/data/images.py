@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pyar.data.dataset import DataError
 from pyar.data.folders import Folder, list_folder, listed, notice
 from pyar.data.names import by_split, is_split, looks_like_split
-from pyar.data.source import Source
+from pyar.data.source import Source, in_order
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -135,9 +135,9 @@ def read_images(paths: list[Path], options: ImageOptions) -> tuple[NDArray, tupl
     return np.stack(images).reshape(len(images), height * width), (height, width)
 
 
-def read_image_folder(path: Path, options: ImageOptions) -> Source:
+def read_image_folder(path: Path, options: ImageOptions, *, labels_wanted: bool = False) -> Source:
     """A folder of pictures, of class folders of pictures, or of split folders of either."""
-    folder = _unpacked(list_folder(path))
+    folder = _unpacked(list_folder(path), labels_wanted)
     by_name = {sub.name: sub for sub in folder.folders}
     examples, _ = by_split(by_name)
     twice = [names for names in examples.values() if len(names) > 1]
@@ -159,14 +159,20 @@ def read_image_folder(path: Path, options: ImageOptions) -> Source:
             notice(f"{path}: not used, since they are no splits: {listed(others)}")
         folder.tell_skipped()
         found = {split: _Pictures.find(list_folder(sub)) for split, sub in split_folders.items()}
-    return _source(path, folder.path, found, options)
+    return _source(path, folder.path, found, options, labels_wanted)
 
 
-def _unpacked(folder: Folder) -> Folder:
-    """The folder itself, or the one in it: archives often unpack to a folder in a folder."""
+def _unpacked(folder: Folder, labels_wanted: bool) -> Folder:
+    """The folder itself, or the one in it: archives often unpack to a folder in a folder.
+
+    Where labels are wanted, a folder of images in a folder is a class, the only one.
+    """
     while len(folder.folders) == 1 and not any(map(is_image, folder.files)) and not is_split(folder.folders[0].name):
+        inner = list_folder(folder.folders[0])
+        if labels_wanted and any(map(is_image, inner.files)):
+            break
         folder.tell_skipped()
-        folder = list_folder(folder.folders[0])
+        folder = inner
     return folder
 
 
@@ -211,23 +217,25 @@ class _Pictures:
         return cls([path for path, _ in pairs], [name for _, name in pairs])
 
 
-def _source(path: Path, folder: Path, found: dict[str, _Pictures], options: ImageOptions) -> Source:
+def _source(
+    path: Path, folder: Path, found: dict[str, _Pictures], options: ImageOptions, labels_wanted: bool
+) -> Source:
     parts, shapes = {}, {}
     for split, pictures in found.items():
         parts[split], shapes[split] = read_images(pictures.paths, options)
     if len(set(shapes.values())) > 1:
         sizes = ", ".join(f"{split} {height}×{width}" for split, (height, width) in shapes.items())
         raise DataError(f"{path}: the splits' images differ in size (height × width): {sizes}")
-    names = sorted({name for pictures in found.values() for name in pictures.classes} - {""})
+    names = in_order({name for pictures in found.values() for name in pictures.classes} - {""})
     labels = {}
-    if len(names) > 1:
+    if len(names) > 1 or (names and labels_wanted):
         number = {name: index for index, name in enumerate(names)}
         labels = {
             split: np.array([number[name] for name in pictures.classes], dtype=np.int64)
             for split, pictures in found.items()
             if "" not in pictures.classes
         }
-    remarks = [f"{len(names)} classes ({listed(names)}) read as one set"] if labels else []
+    remarks = [f"{len(names)} classes ({listed([*names])}) read as one set"] if labels and not labels_wanted else []
     white = white_of_images(path, list(parts.values()))
     if options.grey:
         remarks.append("colours to grey by ITU-R 601")
@@ -237,7 +245,7 @@ def _source(path: Path, folder: Path, found: dict[str, _Pictures], options: Imag
         path,
         parts,
         labels,
-        tuple(names) if labels else None,
+        names if labels else None,
         next(iter(shapes.values())),
         white,
         tuple(remarks),

@@ -6,9 +6,9 @@ import hashlib
 import math
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from pyar.data.files import read_amat, read_numpy, read_numpy_arrays, read_safet
 from pyar.data.folders import list_folder
 from pyar.data.idx import IdxFiles, find_idx, idx_of_file, read_idx_file, read_idx_files
 from pyar.data.images import ImageOptions, is_image, read_image_folder, read_images, white_of_images
+from pyar.data.labels import labels_for_model, with_classes
 from pyar.data.source import Source
 from pyar.data.states import Choice, check_numbers, to_states
 from pyar.data.tables import is_table
@@ -49,6 +50,12 @@ _REMEDIES = {
     **dict.fromkeys((".txt", ".dat"), "may be anything; if it is a table of numbers, give it a name that ends in .csv"),
 }
 
+# Xiao, Rasul & Vollgraf, "Fashion-MNIST", 2017, table 2.
+_FASHION_CLASSES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+
 # SHA-256 of np.packbits(train), …(valid), …(test): tells the published binarisation from other files of that name.
 _FIXED_BINARISATION = (
     "727146c35424b019f3e350e1e69faa05644a0abaf787e3f4e1a9632220a13906",
@@ -68,6 +75,7 @@ def load_dataset(
     image_shape: tuple[int, int] | None = None,
     grey: bool = False,
     background: str | None = None,
+    labels: bool | str = False,
     download_missing: bool = True,
     progress: bool = True,
 ) -> Dataset:
@@ -84,11 +92,15 @@ def load_dataset(
     `white`: the greatest grey value, for arrays and tables where it cannot be told from the values.
     `image_shape`: height and width of vectors that are images, for drawing; a square is assumed where D is one.
     `grey`: convert colour images. `background`: "white" or "black", what lies behind transparent images.
+    `labels`: the labels are to be used, for a model that is given them: the data set says `num_classes`, and has labels
+    0 … num_classes − 1 for all examples. A text names the column of a table that holds them.
 
     Raises `DataError` for what cannot be read exactly; warns with `DataNotice` of what was left out.
 
     >>> load_dataset("digits", binarize="threshold").describe()
     'digits (binarised by threshold: 1 above 8 of 16), 8×8, 2 states, 1,439 / 179 / 179 train/valid/test'
+    >>> load_dataset("digits", labels=True).num_classes
+    10
     """
     choice = Choice(levels, binarize, white)
     roots = _roots(data_dir)
@@ -96,11 +108,14 @@ def load_dataset(
     if name in DATASET_NAMES:
         _only_for_arrays(str(name), white, image_shape)
         _only_for_images(str(name), grey, background)
-        return _named(str(name), roots, cache, download_missing, progress, choice)
-    path = _find_path(name, roots)
-    source = _read(path, image_shape, white, ImageOptions(grey, background)).with_splits()
-    shape = _image_shape(source.dim, source.image_shape)
-    return dataset_of(_title(path), shape, to_states(source, choice), source.labels, source.class_names)
+        _only_for_tables(str(name), labels)
+        dataset = _named(str(name), roots, cache, download_missing, progress, choice, bool(labels))
+    else:
+        path = _find_path(name, roots)
+        source = _read(path, image_shape, white, ImageOptions(grey, background), labels=labels).with_splits()
+        shape = _image_shape(source.dim, source.image_shape)
+        dataset = dataset_of(_title(path), shape, to_states(source, choice), source.labels, source.class_names)
+    return with_classes(dataset) if labels else dataset
 
 
 @dataclass(frozen=True)
@@ -108,8 +123,8 @@ class Rows:
     """Examples for a model that is there already, in the order of their files.
 
     `x`: uint8 [N, D] of states 0 … num_states − 1, of which any may be absent; N may be 0. `split`: "train", "valid",
-    "test" or "all rows". `labels`: int64 [N] or None. `files`: each row's file, where each has its own.
-    The other fields are a `Dataset`'s.
+    "test" or "all rows". `labels`: int64 [N] or None; the model's own where it is given them, and then `num_classes` is
+    its number of classes. `files`: each row's file, where each has its own. The other fields are a `Dataset`'s.
     """
 
     name: str
@@ -121,11 +136,17 @@ class Rows:
     labels: torch.Tensor | None = None
     class_names: tuple[str, ...] | None = None
     files: tuple[str, ...] | None = None
+    num_classes: int | None = None
 
     @property
     def dim(self) -> int:
         """D, the length of the vectors."""
         return self.x.shape[1]
+
+    @property
+    def context(self) -> torch.Tensor | None:
+        """The labels int64 [N] that the model is given with the rows; None for a model that takes none."""
+        return None if self.num_classes is None else self.labels
 
 
 def load_rows(
@@ -142,6 +163,8 @@ def load_rows(
     image_shape: tuple[int, int] | None = None,
     grey: bool = False,
     background: str | None = None,
+    labels: bool | str = False,
+    class_names: Sequence[str] | None = None,
     download_missing: bool = True,
     progress: bool = True,
 ) -> Rows:
@@ -153,6 +176,8 @@ def load_rows(
     Integers 0 … K − 1 are states as they are, −1 and +1 or 0 and 255 the states of a model that has two; grey values of
     images become `num_states` levels; other choices are those of `load_dataset`. `image_shape`: the model's, if it is
     known; images of another are refused, also if they have `dim` pixels.
+    `class_names`: of the model's classes, if it is given labels; every row then has a label, one of these. `labels` may
+    name the column of a table that holds them.
 
     Raises `DataError` where the values or their number do not fit the model.
 
@@ -168,11 +193,12 @@ def load_rows(
         own_levels = num_states if not choice.made and name != "binarized-mnist" and num_states > 2 else levels
         if own_levels is None and binarize is None and name != "binarized-mnist":
             raise DataError(f"{name} holds grey values; say how to make them binary, as for the model: --binarize …")
-        where: dict[str, Any] = {"data_dir": data_dir, "cache_dir": cache_dir}
-        where |= {"download_missing": download_missing, "progress": progress}
-        dataset = load_dataset(
-            name, levels=own_levels, binarize=binarize, white=white, grey=grey, background=background, **where
-        )
+        _only_for_arrays(str(name), white, None)
+        _only_for_images(str(name), grey, background)
+        _only_for_tables(str(name), labels)
+        cache = None if cache_dir is None else Path(os.path.expanduser(cache_dir))
+        choice = Choice(own_levels, binarize)
+        dataset = _named(str(name), roots, cache, download_missing, progress, choice, class_names is not None)
         split = split or "test"
         rows = Rows(
             dataset.name,
@@ -186,10 +212,10 @@ def load_rows(
         )
         if dataset.num_states != num_states:
             raise DataError(f"{name} ({dataset.preparation}) has {dataset.num_states} states, the model {num_states}")
-        return _checked(rows, dim, image_shape)
+        return _for_model(_checked(rows, dim, image_shape), class_names)
     path = _find_path(name, roots)
     shape_of_vectors = None if image_shape is None or math.prod(image_shape) != dim else image_shape
-    source = _read(path, None, white, ImageOptions(grey, background), dim)
+    source = _read(path, None, white, ImageOptions(grey, background), dim, labels or class_names is not None)
     if split is not None or len(source.parts) > 1:
         part = split or "test"
         if split is None and part not in source.parts:
@@ -200,7 +226,7 @@ def load_rows(
     # All parts together, so that a file's spins are spins also where one part happens to have only +1.
     states = to_states(source, choice)
     index = list(source.parts).index(part)
-    labels = source.labels.get(part)
+    found = source.labels.get(part)
     rows = Rows(
         _title(path),
         part or "all rows",
@@ -208,11 +234,25 @@ def load_rows(
         source.image_shape or shape_of_vectors or _image_shape(source.dim, None),
         states.preparation,
         torch.from_numpy(np.ascontiguousarray(states.arrays[index])),
-        None if labels is None else torch.from_numpy(np.ascontiguousarray(labels)),
+        None if found is None else torch.from_numpy(np.ascontiguousarray(found)),
         source.class_names,
         source.files.get(part),
     )
-    return _checked(rows, dim, image_shape)
+    return _for_model(_checked(rows, dim, image_shape), class_names)
+
+
+def _for_model(rows: Rows, class_names: Sequence[str] | None) -> Rows:
+    """The rows with their labels as a model of these classes numbers them, if it is given labels."""
+    if class_names is None:
+        return rows
+    labels, given = labels_for_model(rows.name, rows.labels, rows.class_names, class_names)
+    return replace(
+        rows,
+        labels=labels,
+        class_names=tuple(class_names),
+        num_classes=len(class_names),
+        preparation=f"{rows.preparation}; {given}",
+    )
 
 
 def _checked(rows: Rows, dim: int, image_shape: tuple[int, int] | None) -> Rows:
@@ -236,6 +276,11 @@ def _only_for_images(name: str, grey: bool, background: str | None) -> None:
     for option, value in (("--grey", grey), ("--background", background)):
         if value:
             raise DataError(f"{option} is for images; {name} holds none that it could apply to")
+
+
+def _only_for_tables(name: str, labels: bool | str) -> None:
+    if isinstance(labels, str):
+        raise DataError(f"--labels {labels} names a column of a table, which {name} is not; say --labels alone")
 
 
 def _roots(data_dir: str | os.PathLike[str] | None) -> list[Path]:
@@ -281,10 +326,11 @@ def _read(
     white: int | None,
     images: ImageOptions,
     dim: int | None = None,
+    labels: bool | str = False,
 ) -> Source:
-    """What is at a path. `dim`: of the model that is there already."""
+    """What is at a path. `dim`: of the model that is there already. `labels`: as load_dataset."""
     try:
-        source = (_read_folder if path.is_dir() else _read_file)(path, image_shape, white, images, dim)
+        source = (_read_folder if path.is_dir() else _read_file)(path, image_shape, white, images, dim, labels)
     except OSError as error:
         raise DataError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
     check_numbers(source)
@@ -292,23 +338,39 @@ def _read(
 
 
 def _read_folder(
-    path: Path, image_shape: tuple[int, int] | None, white: int | None, images: ImageOptions, dim: int | None
+    path: Path,
+    image_shape: tuple[int, int] | None,
+    white: int | None,
+    images: ImageOptions,
+    dim: int | None,
+    labels: bool | str,
 ) -> Source:
     folder = list_folder(path)
+    if not any(map(is_table, folder.files)):
+        _only_for_tables(str(path), labels)
     if array_files(folder) and not any(map(is_image, folder.files)):
         _only_for_images(str(path), images.grey, images.background)
-        return source_of_folder(folder, image_shape, dim)
+        return source_of_folder(folder, image_shape, dim, labels)
     _only_for_arrays(str(path), white, image_shape)
     if files := find_idx(path, depth=3):
         _only_for_images(str(path), images.grey, images.background)
         return read_idx_files(path, files)
-    return read_image_folder(path, images)
+    return read_image_folder(path, images, labels_wanted=bool(labels))
 
 
 def _read_file(
-    path: Path, image_shape: tuple[int, int] | None, white: int | None, images: ImageOptions, dim: int | None
+    path: Path,
+    image_shape: tuple[int, int] | None,
+    white: int | None,
+    images: ImageOptions,
+    dim: int | None,
+    labels: bool | str,
 ) -> Source:
     suffix = path.suffix.lower()
+    if is_table(path):
+        _only_for_images(str(path), images.grey, images.background)
+        return source_of_table(path, image_shape, dim, labels)
+    _only_for_tables(str(path), labels)
     if is_image(path):
         _only_for_arrays(str(path), white, image_shape)
         pixels, shape = read_images([path], images)
@@ -320,8 +382,6 @@ def _read_file(
         _only_for_arrays(str(path), white, image_shape)
         files = idx_of_file(path) if dim is None else None  # a model scores the file that is named, and no other
         return read_idx_files(path, files) if files else read_idx_file(path)
-    if is_table(path):
-        return source_of_table(path, image_shape, dim)
     if suffix == ".amat":
         return Source(path, {"": read_amat(path)}, image_shape=image_shape)
     if suffix in (".npy", ".npz"):
@@ -341,7 +401,7 @@ def _read_file(
         ((key, x),) = arrays.items()
         if x.shape == (dim,):  # one vector
             arrays = {key: x[None]}
-    return source_of_arrays(path, arrays, objects, image_shape)
+    return source_of_arrays(path, arrays, objects, image_shape, labels_wanted=bool(labels))
 
 
 def _image_shape(dim: int, shape: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -359,17 +419,25 @@ def _image_shape(dim: int, shape: tuple[int, int] | None) -> tuple[int, int] | N
 
 
 def _named(
-    name: str, roots: list[Path], cache: Path | None, download_missing: bool, progress: bool, choice: Choice
+    name: str,
+    roots: list[Path],
+    cache: Path | None,
+    download_missing: bool,
+    progress: bool,
+    choice: Choice,
+    labels: bool,
 ) -> Dataset:
     if name == "binarized-mnist":
         if choice.made:
             raise DataError("binarized-mnist is binary already; --levels and --binarize are for --data mnist")
+        if labels:
+            raise DataError("binarized-mnist has no labels, its files hold images alone; --data mnist has labels")
         return _binarized_mnist(roots, cache, download_missing, progress)
     if name == "digits":
         source = _digits()
         choice = choice if choice.made else Choice(levels=17)  # nothing is lost
     else:
-        source = _idx_source(name, roots, cache, download_missing, progress)
+        source = _idx_source(name, roots, cache, download_missing, progress, labels)
     source = source.with_splits()
     return dataset_of(name, source.image_shape, to_states(source, choice), source.labels, source.class_names)
 
@@ -383,27 +451,39 @@ def _digits() -> Source:
     return Source(Path("digits"), {"": values}, {"": labels}, image_shape=(8, 8), white=16)
 
 
-def _idx_source(name: str, roots: list[Path], cache: Path | None, download_missing: bool, progress: bool) -> Source:
-    remote, torchvision = {
-        "mnist": (download.MNIST, "MNIST"),
-        "fashion-mnist": (download.FASHION_MNIST, "FashionMNIST"),
+def _idx_source(
+    name: str, roots: list[Path], cache: Path | None, download_missing: bool, progress: bool, labels: bool
+) -> Source:
+    remote, torchvision, class_names = {
+        "mnist": (download.MNIST, "MNIST", None),
+        "fashion-mnist": (download.FASHION_MNIST, "FashionMNIST", _FASHION_CLASSES),
     }[name]
     for root in roots:
         for folder in (root / name, root / name.replace("-", "_"), root / torchvision):
             if folder.is_dir() and (files := find_idx(folder, depth=1)):
-                return read_idx_files(folder, files)
+                return _named_idx(folder, files, class_names, labels)
         if (files := _plain_files(root)) is not None:
-            return read_idx_files(root, files)
+            return _named_idx(root, files, class_names, labels)
     folder = (download.default_cache_dir() if cache is None else cache) / name
+    wanted = [file for file in remote.sha256 if labels or "labels" not in file]
     if download_missing:
-        for file in remote.sha256:
+        for file in wanted:
             download.fetch(remote, file, folder, progress=progress)
-    elif not all((folder / file).is_file() for file in remote.sha256):
-        raise DataError(_missing(name, remote, roots))
+    elif not all((folder / file).is_file() for file in wanted):
+        raise DataError(_missing(name, remote, wanted, roots))
     files = find_idx(folder, depth=0)
     if files is None:
         raise DataError(f"{folder} holds no IDX files of images")
-    return read_idx_files(folder, files)
+    return _named_idx(folder, files, class_names, labels)
+
+
+def _named_idx(folder: Path, files: IdxFiles, class_names: tuple[str, ...] | None, labels: bool) -> Source:
+    bare = [path.name for split, path in files.images.items() if split not in files.labels]
+    if labels and bare:
+        missing = [name.replace("images", "labels").replace("idx3", "idx1") for name in sorted(bare)]
+        raise DataError(f"{folder} has images without their labels; it should also hold {' and '.join(missing)}")
+    source = read_idx_files(folder, files)
+    return replace(source, class_names=class_names) if source.labels else source
 
 
 def _plain_files(root: Path) -> IdxFiles | None:
@@ -414,9 +494,9 @@ def _plain_files(root: Path) -> IdxFiles | None:
     return None
 
 
-def _missing(name: str, remote: download.RemoteFiles, roots: list[Path]) -> str:
+def _missing(name: str, remote: download.RemoteFiles, files: Iterable[str], roots: list[Path]) -> str:
     looked = " and ".join(str(root) for root in roots) or "no --data-dir was given and PYAR_DATA is not set"
-    return f"{name} was not found ({looked}). It needs {', '.join(remote.sha256)}, for example from {remote.mirrors[0]}"
+    return f"{name} was not found ({looked}). It needs {', '.join(files)}, for example from {remote.mirrors[0]}"
 
 
 def _binarized_mnist(roots: list[Path], cache: Path | None, download_missing: bool, progress: bool) -> Dataset:
@@ -433,7 +513,7 @@ def _binarized_mnist(roots: list[Path], cache: Path | None, download_missing: bo
         for file in remote.sha256:
             download.fetch(remote, file, folder, progress=progress)
     elif not all((folder / file).is_file() for file in remote.sha256):
-        raise DataError(_missing("binarized-mnist", remote, roots) + ", or binarized_mnist.npz")
+        raise DataError(_missing("binarized-mnist", remote, remote.sha256, roots) + ", or binarized_mnist.npz")
     return _fixed_amat(folder)
 
 

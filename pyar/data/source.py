@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -82,22 +84,41 @@ class Source:
 
 
 def integer_labels(
-    found: dict[str, NDArray], where: Path
+    found: dict[str, NDArray], where: Path, *, wanted: bool
 ) -> tuple[dict[str, NDArray[np.int64]], tuple[str, ...] | None]:
     """Labels as int64 [N] by split, and the classes' names if they were text; numbered in the order of their names.
 
-    What cannot be labels (real numbers, several a row) is left out with a notice.
+    What cannot be labels (real numbers, several a row) is left out with a notice, or refused if labels are wanted.
     """
     flat = {split: x[:, 0] if x.ndim == 2 and x.shape[1] == 1 else x for split, x in found.items()}
     if all(x.ndim == 1 and x.dtype.kind in "OUST" for x in flat.values()) and flat:
         as_text = {split: x.astype(str) for split, x in flat.items()}
-        names, numbers = np.unique(np.concatenate(list(as_text.values())), return_inverse=True)
-        borders = np.cumsum([len(x) for x in as_text.values()])[:-1]
-        parts = np.split(numbers.astype(np.int64), borders)
-        return dict(zip(as_text, parts, strict=True)), tuple(map(str, names))
+        occurring, inverse = np.unique(np.concatenate(list(as_text.values())), return_inverse=True)
+        names = in_order(map(str, occurring))
+        numbers = np.array([names.index(name) for name in occurring], dtype=np.int64)[inverse]
+        parts = np.split(numbers, np.cumsum([len(x) for x in as_text.values()])[:-1])
+        return dict(zip(as_text, parts, strict=True)), names
     for split, x in flat.items():
         whole = x.ndim == 1 and x.dtype.kind in "buif" and bool(np.isfinite(x).all() and (x == np.floor(x)).all())
         if not whole:
-            notice(f"{where}: the labels{f' of {split}' if split else ''} are no whole numbers [N] and are not used")
+            what = f"{where}: the labels{f' of {split}' if split else ''} are no whole numbers [N]"
+            if wanted:
+                raise DataError(f"{what}, but {x.dtype} {list(x.shape)}; expected one number or word for each example")
+            notice(f"{what} and are not used")
             return {}, None
     return {split: x.astype(np.int64) for split, x in flat.items()}, None
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes sorted: by number if they are numbers, else as text.
+
+    >>> in_order({"10", "9", "0"}), in_order({"b", "10", "a"})
+    (('0', '9', '10'), ('10', 'a', 'b'))
+    """
+    names = sorted(names)
+    return tuple(sorted(names, key=int) if all(map(is_integer, names)) else names)
+
+
+def is_integer(text: str) -> bool:
+    """Whether a class's name is a number."""
+    return re.fullmatch(r"[+-]?[0-9]+", text) is not None

@@ -49,26 +49,42 @@ class Table:
     splits: NDArray | None = None
 
 
-def read_table(path: Path, dim: int | None = None) -> Table:
-    """A table's columns. `dim`: of the model that is there already; it decides which columns are dimensions."""
+def read_table(path: Path, dim: int | None = None, wanted_labels: bool | str = False) -> Table:
+    """A table's columns. `dim`: of the model that is there already; it decides which columns are dimensions.
+
+    `wanted_labels`: whether labels are to be used, or the name of their column.
+    """
     frame, named = (_read_parquet(path), True) if path.suffix.lower() in PARQUET_SUFFIXES else _read_text(path)
     names = [str(name) for name in frame.columns]
     labels, splits, others = None, None, set()
-    if dim is None or len(names) != dim:
+    column = wanted_labels if isinstance(wanted_labels, str) else None
+    if column is not None and column not in names:
+        raise DataError(f"{path} has no column {column!r} of labels; its columns are {listed(names, limit=20)}")
+    if dim is None or len(names) != dim or column is not None:
         lower = [name.strip().lower() if named else "" for name in names]
         # Beside an x, y is a coordinate.
-        label_at = [i for i, name in enumerate(lower) if name in _LABEL_COLUMNS and not (name == "y" and "x" in lower)]
-        split_at = [i for i, name in enumerate(lower) if name in _SPLIT_COLUMNS]
+        label_at = [
+            i
+            for i, name in enumerate(lower)
+            if names[i] == column or (name in _LABEL_COLUMNS and not (name == "y" and "x" in lower))
+        ]
+        split_at = [i for i, name in enumerate(lower) if name in _SPLIT_COLUMNS and i not in label_at]
         number_at = [
             i
             for i, name in enumerate(lower)
-            if name in _NUMBER_COLUMNS and (name or i == 0) and len(names) > 1 and _numbers_rows(frame.iloc[:, i], name)
+            if name in _NUMBER_COLUMNS
+            and (name or i == 0)
+            and len(names) > 1
+            and i not in label_at
+            and _numbers_rows(frame.iloc[:, i], name)
         ]
         if len(label_at) > 1 or len(split_at) > 1:
             several = ", ".join(repr(names[i]) for i in (label_at if len(label_at) > 1 else split_at))
             raise DataError(f"{path} has several columns of labels or splits ({several}); leave one, or rename them")
         for i in label_at:
             labels = _labels(path, names[i], frame.iloc[:, i])
+            if not wanted_labels:
+                notice(f"{path}: the column {names[i]!r} is taken for labels, not for a dimension (else rename it)")
         for i in split_at:
             splits = _splits(path, names[i], frame.iloc[:, i])
         for i in number_at:
@@ -80,7 +96,7 @@ def read_table(path: Path, dim: int | None = None) -> Table:
         raise DataError(f"{path} has no columns of values")
     titles = [f"column {names[i]!r}" if named else f"column {i}" for i in positions]
     values = _values(path, frame.iloc[:, positions] if others else frame, titles)
-    if not named and dim is None:
+    if not named and dim is None and labels is None:
         _wonder_about_labels(path, values.shape[1])
     return Table(values, labels, splits)
 
@@ -103,7 +119,6 @@ def _numbers_rows(column: pd.Series, name: str) -> bool:
 def _labels(path: Path, name: str, column: pd.Series) -> NDArray:
     if column.isna().any():
         raise DataError(f"{path}: {int(column.isna().sum()):,} labels in the column {name!r} are missing")
-    notice(f"{path}: the column {name!r} is taken for labels, not for a dimension (else rename it)")
     return column.to_numpy(dtype=getattr(column.dtype, "numpy_dtype", None))
 
 

@@ -26,8 +26,9 @@ def register_model(model: type[DensityModel]) -> type[DensityModel]:
 
     The command line's options for it are its constructor's arguments: their annotations (int, float, bool, str,
     Literal, Sequence[int], or one of these or None), defaults, and descriptions under "Args:" in the class's
-    docstring. Those named dim, num_states and image_shape are taken from the data, and `order` becomes --order. Serves
-    as a decorator.
+    docstring. Those named dim, num_states, image_shape and num_classes are taken from the data, and `order` becomes
+    --order. A model whose constructor has num_classes is trained with --labels: its methods take `context`, labels
+    int64 [B], as pyar.models.plane.ImageModel's. Serves as a decorator.
 
     Args:
         model: a subclass of pyar.AutoregressiveModel, or of pyar.DensityModel, with a `name` of its own.

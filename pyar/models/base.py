@@ -45,6 +45,9 @@ class DensityModel(nn.Module, abc.ABC):
     #: Whether `complete` takes every mask, and log_prob any sets of dimensions and orders.
     any_order: ClassVar[bool] = False
 
+    #: How many classes the labels are of that the model is given as `context`; None for a model without labels.
+    num_classes: int | None = None
+
     #: What `complete` says where it refuses a mask.
     _other_masks: ClassVar[str] = "pyar.DeepNADE completes from any dimensions"
 

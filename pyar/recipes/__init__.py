@@ -49,7 +49,7 @@ class Recipe:
     """Settings for a model on a data set.
 
     `data`: the data set's name; None for the model's general recipe, for all data that have none of their own.
-    `preparation`: how the data are made states, as `pyar train` has it (levels, binarize).
+    `preparation`: how the data are made states, as `pyar train` has it (levels, binarize); labels=True: with labels.
     `model_options`, `training`: arguments of the constructor and of TrainingConfig that differ from their defaults.
     `orders`: for a model of any order, how many a mixture has whose NLL is told too.
     `default`: whether `pyar train` takes it for this model and data.
@@ -78,7 +78,8 @@ class Recipe:
         parts = ["pyar train", self.model]
         if self.data not in (None, "digits"):
             parts.append(f"--data {self.data}")
-        parts += [f"--{name.replace('_', '-')} {value}" for name, value in self.preparation.items()]
+        flags = {f"--{name.replace('_', '-')}": value for name, value in self.preparation.items()}
+        parts += [flag if value is True else f"{flag} {value}" for flag, value in flags.items()]
         if not self.default:
             usual = training_settings(self.model, self.data)
             changed = {k: v for k, v in self.training.items() if usual.get(k) != v and v is not None}

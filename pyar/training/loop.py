@@ -93,13 +93,14 @@ class Trainer:
         trainer = Trainer(model, dataset, TrainingConfig(epochs=10), "runs/first")
         result = trainer.run()
 
+    A model that is given labels gets those of its examples; the data set is loaded with labels=True for it.
     After `run` the model has the weights with the best validation NLL, which are also in the folder
     (`model.safetensors`), beside the log (`log.jsonl`), the learning curve and the training state. `resume` before
     `run` continues a run.
 
     Args:
         model: on the device to train on.
-        dataset: of the model's dimension and number of states, or of its columns.
+        dataset: of the model's dimension, number of states and number of classes, or of its columns.
         config: the settings.
         folder: the run folder, made if it is missing.
         group: the processes that share the work.
@@ -127,6 +128,8 @@ class Trainer:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self.fingerprint = dataset.fingerprint()
+        labels = dataset.context("train")
+        self.labels = None if labels is None else labels.to(self.device)
 
         self.steps_per_epoch = -(-len(dataset.train) // config.batch_size)
         self.eval_steps = max(1, round(config.eval_every * self.steps_per_epoch))
@@ -257,8 +260,9 @@ class Trainer:
             rows = order[first : first + config.batch_size]
             mine = rows[self.group.share(len(rows))]
             x = torch.index_select(states, 0, mine, out=batch[: len(mine)])
+            context = None if self.labels is None else self.labels[mine]
 
-            progress = self._step(x, len(rows), signals)
+            progress = self._step(x, context, len(rows), signals)
             self.step += 1
 
             now = time.monotonic()
@@ -280,13 +284,13 @@ class Trainer:
                 self._save()
                 last_save = time.monotonic()
 
-    def _step(self, x: Tensor, total: int, signals: StopSignals) -> float:
+    def _step(self, x: Tensor, context: Tensor | None, total: int, signals: StopSignals) -> float:
         """One optimiser step on this process's part x of a batch of `total` rows; returns the progress after it."""
         config, parameters = self.config, self.parameters
         self.optimizer.zero_grad(set_to_none=True)
         if len(x):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=config.amp):
-                loss = self.model.training_loss(x)
+                loss = self.model.training_loss(x, **({} if context is None else {"context": context}))
             if self.group.size > 1:
                 loss = loss * (len(x) / total)
             loss.backward()
@@ -370,9 +374,14 @@ class Trainer:
         self.train_count = 0
         valid = self.dataset.valid
         with self._averaged_weights():
-            part = valid[self.group.share(len(valid))]
+            share, labels = self.group.share(len(valid)), self.dataset.context("valid")
             log_prob = log_probs(
-                self.model, part, self.config.eval_batch_size, amp=self.config.amp, validation=True
+                self.model,
+                valid[share],
+                self.config.eval_batch_size,
+                amp=self.config.amp,
+                validation=True,
+                context=None if labels is None else labels[share],
             ).double()
             sums = torch.stack([log_prob.sum(), log_prob.square().sum()]).to(self.device)
             total, squares = self.group.sum_(sums).tolist()
@@ -437,6 +446,7 @@ class Trainer:
             "fingerprint": self.fingerprint,
             "data": self.dataset.name,
             "preparation": self.dataset.preparation,
+            **({} if self.dataset.num_classes is None else {"class_names": self.dataset.class_names}),
             "best_valid_nll": self.best_nll,
             "best_step": self.best_step,
         }
