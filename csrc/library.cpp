@@ -93,4 +93,14 @@ STABLE_TORCH_LIBRARY(pyar, m) {
       "deep_nade_sample(Tensor x, Tensor order, Tensor begin, Tensor end, Tensor W, Tensor U, Tensor c, Tensor[] "
       "hidden, Tensor V, Tensor b, int activation, Tensor seed, Tensor indices, float temperature) -> (Tensor, "
       "Tensor)");
+
+  // Images of rows × columns pixels, C channels a pixel. head: W [M, F], w [M], E [C(C−1)/2, K, M], V [C, P, M],
+  // b [C, P] · mixtures: P = 3·mixtures, or 0 for logits · first_index, given, dims, results as above. CPU alone.
+  // The gated PixelCNN. layers: vertical [2F, I, rows, k] and bias [2F], horizontal [2F, I, 1, columns] and bias [2F],
+  // cross [2F, 2F, 1, 1], skip [F, F, 1, 1] and bias [F], and of all layers but the last residual [F, F, 1, 1] and bias
+  // [F] · gates [N, L, 4F], what the context adds to v' and to h'.
+  m.def(
+      "pixel_cnn_sample(Tensor[] layers, Tensor[] head, Tensor? gates, int rows, int columns, int num_states, "
+      "int mixtures, Tensor seed, int num_samples, int first_index, float temperature, Tensor? given, Tensor? dims) "
+      "-> (Tensor, Tensor)");
 }

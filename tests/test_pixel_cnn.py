@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -410,3 +413,88 @@ def test_bad_shapes_are_named() -> None:
         model.log_prob(torch.zeros(2, 4, 5, dtype=torch.uint8))
     with pytest.raises(TypeError, match=r"convert the model with \.float\(\)"):
         model.double().sample(1)
+
+
+# --- The kernels ---
+
+
+@needs_kernels
+@pytest.mark.each_level
+@pytest.mark.parametrize(("shape", "num_states", "options"), VARIANTS)
+def test_a_sample_has_the_same_bits_in_every_batch(
+    shape: tuple, num_states: int, options: dict, restore_threads: None
+) -> None:
+    if not options.get("gated", True):
+        pytest.skip("the plain form is sampled by torch's operations")
+    model = random_model(shape, num_states, **options)
+    context = context_of(model, 50).get("context")
+
+    def sample(first: int, last: int) -> tuple[Tensor, Tensor]:
+        told = {} if context is None else {"context": context[first:last]}
+        return model.sample_and_log_prob(last - first, seed=11, first_index=7 + first, **told)
+
+    torch.set_num_threads(1)
+    x, log_prob = sample(0, 50)
+    for threads, first, last in [(1, 3, 4), (1, 10, 33), (2, 0, 50), (3, 0, 50), (2, 5, 6), (5, 5, 8), (3, 17, 40)]:
+        torch.set_num_threads(threads)
+        part = sample(first, last)
+        assert torch.equal(part[0], x[first:last])
+        assert torch.equal(part[1], log_prob[first:last])
+
+
+LEVEL_PROGRAM = """
+import sys, torch
+sys.path.insert(0, "tests")
+from test_pixel_cnn import VARIANTS, context_of, random_model
+results = []
+for shape, num_states, options in (case.values for case in VARIANTS):
+    model = random_model(shape, num_states, **options)
+    if model.gated:
+        results.append(model.sample_and_log_prob(20, seed=4, **context_of(model, 20)))
+torch.save(results, sys.argv[1])
+"""
+
+
+@needs_kernels
+def test_levels_with_fused_multiply_add_give_the_same_bits(tmp_path: Any) -> None:
+    levels = [level for level in ("avx2", "avx512") if level in pyar.build_info()["cpu_levels_supported"]]
+    results = []
+    for level in levels:
+        path = tmp_path / level
+        environment = {**os.environ, "PYAR_CPU_LEVEL": level}
+        subprocess.run([sys.executable, "-c", LEVEL_PROGRAM, str(path)], env=environment, check=True)
+        results.append(torch.load(path))
+    for others in results[1:]:
+        for one, other in zip(results[0], others, strict=True):
+            assert torch.equal(one[0], other[0])
+            assert torch.equal(one[1], other[1])
+
+
+@needs_kernels
+def test_opcheck() -> None:
+    for options, given, dims, gates in [({}, None, None, None), ({"num_classes": 2}, random_states(3, 5, 3), True, 1)]:
+        model = random_model((2, 3), 3, 5, 2, **options)
+        layers = [layer.parameters_now() for layer in model.layers]
+        tensors = [tensor.detach() for layer in layers for tensor in layer[:-1] if tensor is not None]
+        head = [tensor.detach() for tensor in model._head_parameters()]
+        order = None if dims is None else torch.randperm(6)
+        added = None if gates is None else torch.randn(3, 2, 20)
+        arguments = (tensors, head, added, 2, 3, 3, 0, torch.tensor(3), 3, 1, 0.7, given, order)
+        torch.library.opcheck(torch.ops.pyar.pixel_cnn_sample.default, arguments)
+
+
+@needs_kernels
+def test_the_operation_refuses_what_does_not_fit() -> None:
+    model = random_model((2, 3), 3, 5, 2)
+    layers = [layer.parameters_now() for layer in model.layers]
+    tensors = [tensor.detach() for layer in layers for tensor in layer[:-1] if tensor is not None]
+    head = [tensor.detach() for tensor in model._head_parameters()]
+    rest = (None, 2, 3, 3, 0, torch.tensor(3), 3, 1, 0.7, None, None)
+    for bad, message in [
+        ((tensors[:-1], head), "layers must hold 9 tensors"),
+        (([tensors[0][:, :, :2], *tensors[1:]], head), r"vertical must be \[10, 1, 3, 7\]"),
+        ((tensors, [head[0][:, :4], *head[1:]]), "vertical must be"),
+        ((tensors, [*head[:3], head[3][:, :2], head[4]]), r"V must be \[1, 3, 5\]"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.pyar.pixel_cnn_sample(*bad, *rest)

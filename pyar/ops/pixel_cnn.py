@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pyar import native
 from pyar.ops.plane import Output, PixelDraws
 from pyar.ops.validate import check_given, check_parameters, check_sampling, check_seed
 from pyar.reference.pixel_cnn import GatedLayer, PlainLayer, from_context, gate
@@ -67,6 +68,26 @@ def pixel_cnn_sample(
     given = check_given(given, num_samples, shape[0] * shape[1] * len(head.V), num_states, device)
     _check(layers, head, num_samples, context)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        if device.type == "cpu" and native.has_kernels("cpu") and isinstance(layers[0], GatedLayer):
+            gates = None
+            if context is not None:
+                gates = torch.stack([context @ layer.context.T for layer in layers], dim=1)
+            return torch.ops.pyar.pixel_cnn_sample(
+                [tensor for layer in layers for tensor in layer[:-1] if tensor is not None],
+                list(head),
+                gates,
+                *shape,
+                num_states,
+                head.V.shape[1] // 3 if output == "logistic-mixture" else 0,
+                seed,
+                num_samples,
+                first_index,
+                temperature,
+                given,
+                dims,
+            )
+        if device.type == "cpu" and not native.has_kernels("cpu"):
+            native.warn_reference("cpu")
         return cached_sample(
             layers, head, shape, num_states, output, seed, num_samples, first_index, temperature, given, context, dims
         )
@@ -239,3 +260,16 @@ def _check(
         )
     if context is not None:
         check_parameters([("W", head.W, head.W.shape), ("context", context, (num_samples, layers[0].context.shape[1]))])
+
+
+def _fake_sample(
+    layers, head, gates, rows, columns, num_states, mixtures, seed, num_samples, first_index, temperature, given, dims
+):
+    W, V = head[0], head[3]
+    x = torch.empty(num_samples, rows * columns * V.shape[0], dtype=torch.uint8, device=W.device)
+    return x, W.new_empty(num_samples)
+
+
+if native._C is not None:
+    torch.library.register_fake("pyar::pixel_cnn_sample", _fake_sample)
+    torch.library.register_autocast("pyar::pixel_cnn_sample", "cpu", torch.float32)
