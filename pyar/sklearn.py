@@ -161,6 +161,28 @@ class TableDensity(DensityMixin, BaseEstimator):
         }
         return TrainingConfig(**settings | ({} if self.batch_size is None else {"batch_size": self.batch_size}))
 
+    @classmethod
+    def of_model(cls, model: TableNADE, **parameters: Any) -> TableDensity:
+        """A fitted estimator with a model that is there already, such as one that `pyar train table-nade` wrote.
+
+        It takes and gives pandas frames. `threshold_` and `validation_score_`, which need rows, it does not have.
+
+        Args:
+            model: the model.
+            parameters: as the constructor's; those of training are not used.
+
+        Example:
+            >>> model = pyar.TableNADE(pyar.tables.Columns({"height": pyar.tables.Real()}), (8,))
+            >>> TableDensity.of_model(model).sample(3, random_state=1).shape
+            (3, 1)
+        """
+        density = cls(**parameters)
+        density.model_, density.columns_ = model.eval(), model.columns
+        density.n_features_in_ = model.dim
+        density._takes_arrays = False
+        density._template = model.columns.decode(torch.zeros(1, model.dim))
+        return density
+
     # --- Scores ---
 
     def score_samples(self, X: Any) -> NDArray[np.float64]:

@@ -36,6 +36,7 @@ ALLOWED = {
     "evaluation": {"models", "data"},
     "sklearn": {"data", "models", "recipes", "reference", "scalars", "tables", "training"},
     "plots": {"files"},
+    "table_plots": {"plots", "tables"},
     "sampling": {"files", "models"},
     "recipes": set(),
     "training": {"models", "recipes", "checkpoint", "data", "evaluation", "plots", "random", "scalars"},

@@ -1,4 +1,4 @@
-"""The command line: `pyar train|evaluate|sample|complete|recipes|reproduce|info`."""
+"""The command line: `pyar train|evaluate|sample|complete|score|impute|recipes|reproduce|info`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _run(arguments: Sequence[str]) -> int:
         parser.print_help(sys.stderr)
         return EXIT_USAGE
     parsed = parser.parse_args(arguments)
-    from pyar.cli import commands, recipes, train  # torch is imported only once there is something to do
+    from pyar.cli import commands, recipes, tables, train  # torch is imported only once there is something to do
     from pyar.cli.common import user_errors
 
     run = {
@@ -56,6 +56,8 @@ def _run(arguments: Sequence[str]) -> int:
         "evaluate": commands.evaluate,
         "sample": commands.sample,
         "complete": commands.complete,
+        "score": tables.score,
+        "impute": tables.impute,
         "recipes": recipes.list_recipes,
         "reproduce": recipes.reproduce,
         "info": commands.info,

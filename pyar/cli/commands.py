@@ -8,7 +8,6 @@ import csv
 import io
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 
 import pyar
 from pyar.checkpoint import load_with_extra
+from pyar.cli import tables
 from pyar.cli.common import (
     UserError,
     chosen_class,
@@ -29,11 +29,13 @@ from pyar.cli.common import (
     set_weight_dtype,
     user_errors,
 )
+from pyar.cli.outputs import check_outputs
 from pyar.data import Rows
 from pyar.data.files import read_numpy
 from pyar.evaluation import log_probs, order_log_probs, summarise
 from pyar.files import atomic_write
 from pyar.models import AutoregressiveModel
+from pyar.models.table_nade import TableNADE
 from pyar.plots import save_completions, save_order_curve, save_sheet
 from pyar.sampling import labels_in_turn, open_writer, sample_chunks, shard_path, shard_range
 from pyar.training.parallel import environment_rank
@@ -45,10 +47,12 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Prints the exact NLL of examples; with other weights than the run's own, also what they do to it."""
     device = set_up(arguments)
     outputs = arguments.out or []
-    _check_outputs(outputs, (".npy", ".csv") if arguments.orders is None else (".npy", ".csv", ".png"))
+    check_outputs(outputs, (".npy", ".csv") if arguments.orders is None else (".npy", ".csv", ".png"))
     model, extra = load_with_extra(arguments.run, device)
     own_dtype = getattr(model, "weight_dtype", None)
     set_weight_dtype(arguments, model)
+    if isinstance(model, TableNADE):
+        return tables.evaluate(arguments, model, extra)
     rows = rows_of_run(arguments, model, extra)
     if arguments.orders is not None:
         return _evaluate_orders(arguments, model, rows, outputs)
@@ -146,20 +150,6 @@ def _states_file(path: str, model: AutoregressiveModel, what: str) -> Tensor:
     return torch.from_numpy(x.astype(np.uint8))
 
 
-def _check_outputs(paths: list[str], allowed: tuple[str, ...]) -> None:
-    """Raises UserError for what could not be written, before it is computed."""
-    for path in map(Path, paths):
-        folder = Path(os.path.abspath(path)).parent
-        if path.suffix not in allowed:
-            raise UserError(f"--out {path}: the name should end in {' or '.join(allowed)}")
-        if not folder.is_dir():
-            raise UserError(f"--out {path}: there is no folder {path.parent}")
-        if path.is_dir():
-            raise UserError(f"--out {path}: is a folder")
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise UserError(f"--out {path}: the folder {path.parent} may not be written to")
-
-
 def _image_shape(extra: dict[str, Any]) -> tuple[int, int] | None:
     stored = extra.get("image_shape")
     return None if stored is None else (int(stored[0]), int(stored[1]))
@@ -170,8 +160,10 @@ def sample(arguments: argparse.Namespace) -> int:
     device = set_up(arguments)
     model, extra = load_with_extra(arguments.run, device)
     set_weight_dtype(arguments, model)
+    if isinstance(model, TableNADE):
+        return tables.sample(arguments, model, extra)
     outputs = arguments.out or ["samples.png"]
-    _check_outputs(outputs, (".npz", ".npy", ".png"))
+    check_outputs(outputs, (".npz", ".npy", ".png"))
     rank, size = environment_rank()
     sheets = [path for path in outputs if path.endswith(".png")]
     arrays = [path for path in outputs if not path.endswith(".png")]
@@ -312,8 +304,10 @@ def complete(arguments: argparse.Namespace) -> int:
     device = set_up(arguments)
     model, extra = load_with_extra(arguments.run, device)
     set_weight_dtype(arguments, model)
+    if isinstance(model, TableNADE):
+        raise UserError(f"a table's rows are completed by pyar impute {arguments.run} --data … --out …")
     outputs = arguments.out or ["completions.png"]
-    _check_outputs(outputs, (".png", ".npz"))
+    check_outputs(outputs, (".png", ".npz"))
     shape = _image_shape(extra)
     label = None if arguments.label is None else chosen_class(arguments, model, extra, arguments.label)
     if arguments.examples is not None:
@@ -394,8 +388,12 @@ def info(arguments: argparse.Namespace) -> int:
     _print_facts(facts)
     if run is not None:
         run["config"].pop("order", None)
+        if "columns" in run["config"]:
+            run["config"]["columns"] = len(run["config"]["columns"])
         print()
         _print_facts(run)
+        if isinstance(model, TableNADE):
+            print(f"\n{model.columns.describe()}")
     return 0
 
 

@@ -17,10 +17,11 @@ import torch
 
 from pyar.checkpoint import CheckpointError
 from pyar.cli.errors import UserError
-from pyar.data import DataError, DataNotice, Dataset, Rows, load_dataset, load_rows
+from pyar.data import DataError, DataNotice, Dataset, Rows, TableData, load_dataset, load_rows, load_table
 from pyar.data.labels import find_class
 from pyar.evaluation import check_fits
-from pyar.models import AutoregressiveModel
+from pyar.models import AutoregressiveModel, DensityModel
+from pyar.tables import RepeatedValues
 from pyar.training import TrainingError
 from pyar.training.parallel import LaunchError
 
@@ -69,6 +70,30 @@ def load_data(spec: dict[str, Any], *, data_dir: str | None, cache_dir: str | No
         choices["image_shape"] = tuple(choices["image_shape"])
     with notices():
         return load_dataset(spec["data"], data_dir=data_dir, cache_dir=cache_dir, progress=progress, **choices)
+
+
+def load_table_data(spec: dict[str, Any], *, data_dir: str | None) -> TableData:
+    """The table of a specification {"data": path, "drop": names, "kinds": texts by name}."""
+    choices = {name: value for name, value in spec.items() if name != "data"}
+    unknown = [name for name in choices if name not in ("drop", "kinds")]
+    if unknown:
+        raise UserError(f"--{unknown[0].replace('_', '-')} is for states; a table's columns are said by --kind")
+    with notices():
+        return load_table(spec["data"], data_dir=data_dir, **choices)
+
+
+def table_of_run(arguments: argparse.Namespace, model: DensityModel, extra: dict[str, Any]) -> TableData:
+    """The table that the run was trained on, if it is as it was then."""
+    stored = extra.get("data_spec")
+    if not stored:
+        raise UserError(f"{arguments.run} does not say what it was trained on")
+    data_dir = getattr(arguments, "data_dir", None) or _stored_data_dir(Path(arguments.run))
+    data = load_table_data(stored, data_dir=data_dir)
+    if data.fingerprint() != extra.get("fingerprint"):
+        raise UserError(f"{stored['data']} has changed since {arguments.run} was trained on it")
+    with user_errors(ValueError):
+        check_fits(model, data)
+    return data
 
 
 def set_weight_dtype(arguments: argparse.Namespace, model: AutoregressiveModel) -> None:
@@ -186,11 +211,13 @@ def notices() -> Iterator[None]:
     """What was left out of the data, or decided, as remarks on stderr; other warnings go their way."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", DataNotice)
+        warnings.simplefilter("always", RepeatedValues)
         try:
             yield
         finally:
-            texts = [str(warning.message) for warning in caught if issubclass(warning.category, DataNotice)]
-            others = [warning for warning in caught if not issubclass(warning.category, DataNotice)]
+            remarks = (DataNotice, RepeatedValues)
+            texts = [str(warning.message) for warning in caught if issubclass(warning.category, remarks)]
+            others = [warning for warning in caught if not issubclass(warning.category, remarks)]
     for text in texts:
         note(f"notice {text}")
     for warning in others:

@@ -30,6 +30,9 @@ examples:
   pyar sample runs/nade-digits --out sheet.png    draw a sheet of samples
   pyar sample runs/nade-digits -n 100000 --out samples.npz
   pyar complete runs/nade-digits                  top halves given, bottom halves drawn
+  pyar train table --data adult.csv               a table of mixed columns, with holes
+  pyar score RUN --data new.csv --out scored.csv  how probable each row, how surprising each cell
+  pyar impute RUN --data holes.csv --out full.csv
   pyar recipes                                    what is known to work, and what it reaches
 
 `pyar COMMAND --help` explains a command's options.
@@ -219,6 +222,25 @@ def _add_data(
     group.add_argument("--labels", nargs="?", const=True, metavar="COLUMN", help=labels_help)
 
 
+def _whole_name(text: str) -> str:
+    """The model's name; its beginning up to a hyphen is enough where no other begins so: "table" for "table-nade"."""
+    begun = [name for name in model_names() if name.startswith(f"{text}-")]
+    return begun[0] if text not in model_names() and len(begun) == 1 else text
+
+
+def _named_kind(text: str) -> tuple[str, str]:
+    """(column, kind) of "age=integer:0..120"."""
+    name, equals, kind = text.rpartition("=")
+    if not equals or not name or not kind:
+        raise argparse.ArgumentTypeError(f"expected COLUMN=KIND such as age=integer:0..120, got {text!r}")
+    return name, kind
+
+
+def _names(text: str) -> list[str]:
+    """Names separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def _add_train(commands, model: str | None) -> None:
     parser = commands.add_parser(
         "train",
@@ -231,9 +253,11 @@ def _add_train(commands, model: str | None) -> None:
     parser.add_argument(
         "model",
         nargs="?",
+        type=_whole_name,
         choices=model_names(),
         metavar="MODEL",
-        help=f"{', '.join(model_names())}; not needed with --resume. Its options: `pyar train MODEL --help`",
+        help=f"{', '.join(model_names())}, or what only one begins with; not needed with --resume. Its options: "
+        "`pyar train MODEL --help`",
     )
     parser.add_argument("--out", type=path, metavar="DIR", help="the run folder [a new runs/MODEL-DATA]")
     parser.add_argument(
@@ -245,6 +269,16 @@ def _add_train(commands, model: str | None) -> None:
         "digits",
         "the model is given the labels of the examples, and samples by label later; COLUMN: of a table, where they are "
         "[label, class, target or y]",
+    )
+    group = parser.add_argument_group("tables")
+    group.add_argument("--drop", type=_names, metavar="NAME,…", help="columns that are left out")
+    group.add_argument(
+        "--kind",
+        type=_named_kind,
+        action="append",
+        metavar="NAME=KIND",
+        help="what a column is, where that shall not be decided from its values: real (a density), real:0.1 (the "
+        "probability of a value with that resolution), integer:0..120, categorical; may be repeated",
     )
     group = parser.add_argument_group("budget (defaults by model and data set)")
     group.add_argument("--epochs", type=_POSITIVE, metavar="N", help="passes over the train split")
@@ -362,7 +396,8 @@ def _add_sample(commands) -> None:
         type=path,
         action="append",
         metavar="FILE",
-        help=".npz, .npy (x alone; log-probabilities beside it) or .png (a grid); may be repeated [samples.png]",
+        help=".npz, .npy (x alone; log-probabilities beside it) or .png (a grid); of a table .csv, .parquet or .png; "
+        "may be repeated [samples.png, samples.csv]",
     )
     parser.add_argument("--seed", type=_SEED, default=0, metavar="S", help="of the samples [%(default)s]")
     parser.add_argument(
@@ -375,8 +410,8 @@ def _add_sample(commands) -> None:
     parser.add_argument(
         "--given",
         type=path,
-        metavar="FILE",
-        help=".npy, or .npz with one array: states of the first G steps, [G] or [N, G]",
+        metavar="FILE|VALUES",
+        help='.npy, or .npz with one array: states of the first G steps, [G] or [N, G]; of a table "age=40,sex=female"',
     )
     parser.add_argument(
         "--chunk-size", type=_POSITIVE_COUNT, default=10_000, metavar="B", help="samples at a time [%(default)s]"
@@ -474,6 +509,61 @@ def _add_complete(commands) -> None:
     _add_common(parser)
 
 
+def _add_table_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=path, metavar="RUN", help="a run folder or a .safetensors file, of a table")
+    parser.add_argument(
+        "--data",
+        type=path,
+        required=True,
+        metavar="FILE",
+        help="rows with the columns of the training, in any order: .csv, .tsv, .parquet or .npz",
+    )
+    parser.add_argument(
+        "--data-dir", type=path, metavar="DIR", help="where to look for data first [the environment variable PYAR_DATA]"
+    )
+    parser.add_argument(
+        "--orders", type=_POSITIVE_COUNT, default=8, metavar="M", help="how many orders are mixed [%(default)s]"
+    )
+
+
+def _add_score(commands) -> None:
+    parser = commands.add_parser(
+        "score",
+        help="how probable the rows of a table are, and how surprising their cells",
+        description="The exact log-density of every row in nats, of what is there, and the surprise of every cell, "
+        "−log p(cell | all else in its row). Prints the least probable rows.",
+    )
+    _add_table_data(parser)
+    parser.add_argument(
+        "--out", type=path, metavar="FILE", help=".csv or .parquet: the table with log_prob and the surprises beside it"
+    )
+    parser.add_argument("--picture", type=path, metavar="FILE", help=".png: the most surprising cells as a heat map")
+    _add_common(parser)
+
+
+def _add_impute(commands) -> None:
+    parser = commands.add_parser(
+        "impute",
+        help="fill the missing values of a table",
+        description="Draws what is missing from its exact distribution given all else in the row. What is there stays "
+        "as it is.",
+    )
+    _add_table_data(parser)
+    parser.add_argument("--out", type=path, required=True, metavar="FILE", help=".csv or .parquet")
+    parser.add_argument(
+        "-n", "--num-samples", type=_POSITIVE_COUNT, default=1, metavar="N", help="tables to draw: OUT-0, OUT-1, … [1]"
+    )
+    parser.add_argument(
+        "--best-guess",
+        action="store_true",
+        help="no draws: the mean of numbers, the median of whole numbers, the most frequent category",
+    )
+    parser.add_argument(
+        "--seed", type=_number(int, 0, 2**32 - 1), default=0, metavar="S", help="of the draws [%(default)s]"
+    )
+    _add_common(parser)
+
+
 def _add_info(commands) -> None:
     parser = commands.add_parser(
         "info",
@@ -522,6 +612,8 @@ def named_model(arguments: Sequence[str]) -> str | None:
     named = [argument for argument in arguments[1:] if argument in model_names()]
     if named:
         return named[0]
+    if arguments[1:] and _whole_name(arguments[1]) in model_names():
+        return _whole_name(arguments[1])
     for place, argument in enumerate(arguments):
         flag, _, value = argument.partition("=")
         if flag == "--resume" and (value or arguments[place + 1 :]):
@@ -549,6 +641,15 @@ def make_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_train(commands, named_model(arguments))
-    for add in (_add_evaluate, _add_sample, _add_complete, _add_recipes, _add_reproduce, _add_info):
+    for add in (
+        _add_evaluate,
+        _add_sample,
+        _add_complete,
+        _add_score,
+        _add_impute,
+        _add_recipes,
+        _add_reproduce,
+        _add_info,
+    ):
         add(commands)
     return parser

@@ -15,12 +15,22 @@ from typing import Any
 import torch
 
 from pyar.checkpoint import MODEL_FILE, STATE_FILE
-from pyar.cli.common import CONFIG_FILE, UserError, data_choices, load_data, note, set_up, user_errors
+from pyar.cli import tables
+from pyar.cli.common import (
+    CONFIG_FILE,
+    UserError,
+    data_choices,
+    load_data,
+    load_table_data,
+    note,
+    set_up,
+    user_errors,
+)
 from pyar.cli.options import DATA_FACTS, flag_of, said_options
-from pyar.data import DATASET_NAMES, Dataset
+from pyar.data import DATASET_NAMES, Dataset, TableData
 from pyar.evaluation import evaluate
 from pyar.files import write_text
-from pyar.models import AutoregressiveModel, model_class, model_names
+from pyar.models import DensityModel, model_class, model_names
 from pyar.plots import decoration, save_sheet
 from pyar.recipes import Size
 from pyar.sampling import labels_in_turn
@@ -55,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _train(arguments, settings, folder, device, group)
 
 
-def _new_settings(arguments: argparse.Namespace, dataset: Dataset | None = None) -> dict[str, Any]:
+def _new_settings(arguments: argparse.Namespace, dataset: Dataset | TableData | None = None) -> dict[str, Any]:
     """Model, data, and training settings of a new run: the defaults for the pair, then what the user said.
 
     The defaults may depend on the size of the data; without `dataset` they are those of some size.
@@ -65,11 +75,21 @@ def _new_settings(arguments: argparse.Namespace, dataset: Dataset | None = None)
         raise UserError(
             f"say which model to train, such as `pyar train nade`; there are {', '.join(model_names())}{swallowed}"
         )
-    spec = {"data": _lasting_name(arguments.data or "digits"), **data_choices(arguments)}
+    table = _takes(arguments.model, "columns")
+    if not table and not _takes(arguments.model, "num_states"):
+        raise UserError(
+            f"{arguments.model} is a model of real vectors, which is trained in Python; for tables there is "
+            "`pyar train table-nade --data FILE`"
+        )
+    if table and arguments.data is None:
+        raise UserError(f"say which table to train on: pyar train {arguments.model} --data FILE.csv")
+    spec = {"data": _lasting_name(arguments.data or "digits"), **data_choices(arguments), **_said_of_columns(arguments)}
+    if not table and len(spec) > 1 and {"drop", "kinds"} & spec.keys():
+        raise UserError(f"--drop and --kind are for models of tables, which {arguments.model} is not")
     if "labels" in spec and not _takes_labels(arguments.model):
         able = ", ".join(filter(_takes_labels, model_names())) or "none that is known here"
         raise UserError(f"--labels: {arguments.model} takes no labels; models that do: {able}")
-    size = None if dataset is None else Size(len(dataset.train), dataset.dim, dataset.num_states)
+    size = None if dataset is None else Size(len(dataset.train), dataset.dim, getattr(dataset, "num_states", 2))
     recipe = getattr(arguments, "recipe", None)  # told by `pyar reproduce`
     if recipe is None:
         config = training_defaults(arguments.model, spec["data"], size)
@@ -92,7 +112,22 @@ def _new_settings(arguments: argparse.Namespace, dataset: Dataset | None = None)
 
 
 def _takes_labels(model: str) -> bool:
-    return "num_classes" in inspect.signature(model_class(model)).parameters
+    return _takes(model, "num_classes")
+
+
+def _takes(model: str, argument: str) -> bool:
+    """Whether the model's constructor has such an argument."""
+    return argument in inspect.signature(model_class(model)).parameters
+
+
+def _said_of_columns(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the user said of a table's columns: those to leave out, and kinds by name."""
+    said: dict[str, Any] = {}
+    if arguments.drop:
+        said["drop"] = list(arguments.drop)
+    if arguments.kind:
+        said["kinds"] = dict(arguments.kind)
+    return said
 
 
 def _one_budget(said: dict[str, Any]) -> dict[str, Any]:
@@ -172,7 +207,7 @@ def _run_folder(arguments: argparse.Namespace, settings: dict[str, Any], group: 
     return Path(name)
 
 
-def _make_model(settings: dict[str, Any], dataset: Dataset, seed: int) -> AutoregressiveModel:
+def _make_model(settings: dict[str, Any], dataset: Dataset | TableData, seed: int) -> DensityModel:
     generator = torch.Generator().manual_seed(seed)
     order = {
         "raster": None,
@@ -217,6 +252,8 @@ def _train(
         write_text(folder / CONFIG_FILE, json.dumps(settings, indent=2) + "\n")
         weights = sum(p.numel() for p in model.parameters())
         note(f"data   {dataset.describe()}")
+        if isinstance(dataset, TableData):
+            tables.tell_columns(dataset.columns)
         note(f"model  {model.name}, {weights:,} weights, {_short(model.config)}, on {device}")
         note(f"budget {_budget(config)}; writing to {folder}")
         if trainer.finished is not None:
@@ -240,8 +277,8 @@ def _train(
 def _report(
     arguments: argparse.Namespace,
     trainer: Trainer,
-    model: AutoregressiveModel,
-    dataset: Dataset,
+    model: DensityModel,
+    dataset: Dataset | TableData,
     result: dict[str, Any],
     folder: Path,
 ) -> int:
@@ -265,12 +302,16 @@ def _report(
     trainer.draw_learning_curve()
     if arguments.samples:
         with decoration(folder / SHEET_FILE):
-            labels, told = None, {}
-            if dataset.num_classes is not None:
-                labels = labels_in_turn(range(dataset.num_classes), arguments.samples)
-                told = {"context": labels.to(trainer.device)}
-            x = model.sample(arguments.samples, seed=config.seed, **told)
-            save_sheet(x, folder / SHEET_FILE, dataset.num_states, dataset.image_shape, labels=labels)
+            if isinstance(dataset, TableData):
+                number = max(arguments.samples, min(1000, len(dataset.train)))
+                tables.picture_samples(model, dataset.train, number, config.seed, folder / SHEET_FILE)
+            else:
+                labels, told = None, {}
+                if dataset.num_classes is not None:
+                    labels = labels_in_turn(range(dataset.num_classes), arguments.samples)
+                    told = {"context": labels.to(trainer.device)}
+                x = model.sample(arguments.samples, seed=config.seed, **told)
+                save_sheet(x, folder / SHEET_FILE, dataset.num_states, dataset.image_shape, labels=labels)
     if not arguments.json:
         for name, file in (("samples", SHEET_FILE), ("learning curve", CURVE_FILE)):
             if (folder / file).exists():
@@ -284,11 +325,15 @@ def _raised(config: TrainingConfig) -> str:
     return f"{name.replace('_', '-')} {2 * getattr(config, name):.10g}"
 
 
-def _load_in_turn(arguments: argparse.Namespace, settings: dict[str, Any], group: Group, progress: bool) -> Dataset:
+def _load_in_turn(
+    arguments: argparse.Namespace, settings: dict[str, Any], group: Group, progress: bool
+) -> Dataset | TableData:
     """The data set; rank 0 comes first, so that only one process downloads."""
     if not group.is_main:
         group.broadcast_text("")
     try:
+        if _takes(settings["model"], "columns"):
+            return load_table_data(settings["data_spec"], data_dir=settings["data_dir"])
         return load_data(
             settings["data_spec"], data_dir=settings["data_dir"], cache_dir=arguments.cache_dir, progress=progress
         )
@@ -302,7 +347,9 @@ def _quoted(folder: Path) -> str:
 
 
 def _short(config: dict[str, Any]) -> str:
-    shown = {k: v for k, v in config.items() if k not in ("dim", "num_states", "order") and v not in ([], 0, None)}
+    shown = {
+        k: v for k, v in config.items() if k not in ("dim", "num_states", "order", "columns") and v not in ([], 0, None)
+    }
     return ", ".join(f"{name} {value}" for name, value in shown.items()) + (", own order" if "order" in config else "")
 
 

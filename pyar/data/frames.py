@@ -15,7 +15,7 @@ import torch
 from pyar.data.dataset import SPLITS, DataError, permutation, split_sizes
 from pyar.data.files import read_numpy
 from pyar.data.tables import PARQUET_SUFFIXES, is_table, read_any_table
-from pyar.tables import Columns, Kind, Real
+from pyar.tables import Columns, Kind, KindOrName, Real
 from pyar.tables.frames import names_of, take_columns
 
 
@@ -130,7 +130,7 @@ def read_frame(path: Path, drop: Sequence[str] = ()) -> Any:
     return take_columns(frame, [name for name in names if name not in drop])
 
 
-def load_table(path: Path, *, kinds: Mapping[str, Kind] | None = None, drop: Sequence[str] = ()) -> TableData:
+def split_table(path: Path, *, kinds: Mapping[str, KindOrName] | None = None, drop: Sequence[str] = ()) -> TableData:
     """A file's table, split 80/10/10 in a fixed random order; numbers are standardised with the train split.
 
     Args:

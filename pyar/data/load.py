@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,12 +19,14 @@ from pyar.data.arrays import array_files, source_of_arrays, source_of_folder, so
 from pyar.data.dataset import SPLITS, DataError, Dataset, dataset_of
 from pyar.data.files import read_amat, read_numpy, read_numpy_arrays, read_safetensors
 from pyar.data.folders import list_folder
+from pyar.data.frames import TableData, read_frame, split_table
 from pyar.data.idx import IdxFiles, find_idx, idx_of_file, read_idx_file, read_idx_files
 from pyar.data.images import ImageOptions, is_image, read_image_folder, read_images, white_of_images
 from pyar.data.labels import labels_for_model, with_classes
 from pyar.data.source import Source
 from pyar.data.states import Choice, check_numbers, to_states
 from pyar.data.tables import is_table
+from pyar.tables import KindOrName
 
 DATASET_NAMES = ("digits", "mnist", "fashion-mnist", "binarized-mnist")
 
@@ -116,6 +118,29 @@ def load_dataset(
         shape = _image_shape(source.dim, source.image_shape)
         dataset = dataset_of(_title(path), shape, to_states(source, choice), source.labels, source.class_names)
     return with_classes(dataset) if labels else dataset
+
+
+def load_table(
+    name: str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    kinds: Mapping[str, KindOrName] | None = None,
+    drop: Sequence[str] = (),
+) -> TableData:
+    """The table at that path, split 80/10/10 in a fixed random order, its numbers standardised with the train split.
+
+    `name`: .csv, .tsv (also compressed), .parquet, or .npz with an array [N] for each column; also in `data_dir`, else
+    PYAR_DATA. `kinds`: what columns are that shall not be decided, see `Columns.from_frame`. `drop`: columns to leave
+    out.
+
+    Raises `DataError` for what cannot be read exactly, naming the column.
+    """
+    return split_table(_find_path(name, _roots(data_dir)), kinds=kinds, drop=drop)
+
+
+def find_table(name: str | os.PathLike[str], *, data_dir: str | os.PathLike[str] | None = None) -> Any:
+    """The whole table at that path as a pandas frame; `name` and errors as `load_table`."""
+    return read_frame(_find_path(name, _roots(data_dir)))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ def general(size: Size) -> Recipe:
         data=None,
         model_options={"hidden_sizes": [200, 200], "dropout": 0.1},
         training=until_a_plateau(size)
-        | {"learning_rate": 3e-3, "weight_decay": 0.1, "clip_norm": 5.0, "ema": 0.998, "plateau_patience": 20},
+        | {"learning_rate": 3e-3, "weight_decay": 0.1, "clip_norm": 5.0, "ema": 0.998, "plateau_patience": 10}
+        | {"min_learning_rate": 2e-4, "max_steps": 20_000},
     )
 
 

@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyar.reference.conditionals import Conditional
-from pyar.tables.decide import decide
+from pyar.tables.decide import categories, decide, parse_kind
 from pyar.tables.frames import Column, Name, make_frame, names_of, read_column
 from pyar.tables.kinds import Binary, Categorical, Integer, Kind, Real, kind_from_json, location_and_scale
 
-__all__ = ["Binary", "Categorical", "Columns", "Integer", "Kind", "Real"]
+__all__ = ["Binary", "Categorical", "Columns", "Integer", "Kind", "KindOrName", "Real"]
+
+#: A kind, or a text: "real", "real:0.1" (its resolution), "integer:0..120", "categorical" (the values that are there).
+KindOrName = Kind | str
 
 
 class Columns(Mapping[Name, Kind]):
@@ -111,7 +114,7 @@ class Columns(Mapping[Name, Kind]):
     # --- From data ---
 
     @classmethod
-    def from_frame(cls, frame: Any, kinds: Mapping[Name, Kind] | None = None) -> Columns:
+    def from_frame(cls, frame: Any, kinds: Mapping[Name, KindOrName] | None = None) -> Columns:
         """Decides what every column is from its type and its values, and standardises numbers.
 
         Truth values, and whatever has two values, are Binary; texts, enumerations and what has one value Categorical;
@@ -121,7 +124,8 @@ class Columns(Mapping[Name, Kind]):
 
         Args:
             frame: of pandas, polars or pyarrow, with one row at least.
-            kinds: what columns are that shall not be decided. Numbers are standardised with these too.
+            kinds: what columns are that shall not be decided: a kind, or "real", "real:0.1" (with that resolution),
+                "integer:0..120", or "categorical" for the values that are there. Numbers are standardised with these.
 
         Raises:
             TypeError: a column holds neither numbers nor texts nor truth values.
@@ -148,7 +152,10 @@ class Columns(Mapping[Name, Kind]):
         decided, reasons = {}, {}
         for name in names:
             if name in kinds:
-                decided[name], reasons[name] = kinds[name], "as it was said"
+                said = kinds[name]
+                said = parse_kind(said, name) if isinstance(said, str) else said
+                decided[name] = categories(read_column(frame, name), name) if said is Categorical else said
+                reasons[name] = "as it was said"
             else:
                 decided[name], reasons[name] = decide(read_column(frame, name), name)
         return cls(decided, reasons).standardized(frame)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import numpy as np
@@ -47,7 +48,42 @@ def decide(column: Column, name: Name) -> tuple[Kind, str]:
     return kind, reason + (f"; {missing:,} of {rows:,} missing" if missing else "")
 
 
-def _decide_categories(column: Column, name: Name) -> tuple[Kind, str]:
+def categories(column: Column, name: Name) -> Kind:
+    """The column's values as categories, whatever they are.
+
+    Raises:
+        ValueError: there is none, or texts are mixed with numbers.
+    """
+    if column.numbers is None:
+        return _decide_categories(column, name, most=None)[0]
+    distinct = np.unique(column.numbers[~np.isnan(column.numbers)])
+    if len(distinct) == 0:
+        raise ValueError(f"column {name!r} has no value in any row, from which its categories could be taken")
+    return (Binary if len(distinct) == 2 else Categorical)(_levels(distinct))
+
+
+def parse_kind(text: str, name: Name) -> Kind | type[Categorical]:
+    """What "real", "real:0.1", "integer:0..120" or "categorical" says; the class Categorical for the last.
+
+    Raises:
+        ValueError: it says nothing of these.
+    """
+    said = re.fullmatch(r"(real)(?::(.+))?|(integer):(-?\d+)\.\.(-?\d+)|categorical", text.strip())
+    try:
+        if said and said[1]:
+            return Real(resolution=None if said[2] is None else float(said[2]))
+        if said and said[3]:
+            return Integer(int(said[4]), int(said[5]))
+    except ValueError as error:
+        raise ValueError(f"the kind {text!r} of column {name!r}: {error}") from error
+    if said:
+        return Categorical
+    raise ValueError(
+        f"the kind of column {name!r} must be real, real:RESOLUTION, integer:LOW..HIGH or categorical, got {text!r}"
+    )
+
+
+def _decide_categories(column: Column, name: Name, most: int | None = _MOST_LEVELS) -> tuple[Kind, str]:
     if column.is_bool:
         return Binary(), "truth values"
     if column.categories is not None:
@@ -63,7 +99,7 @@ def _decide_categories(column: Column, name: Name) -> tuple[Kind, str]:
         levels, reason = tuple(sorted(column.levels)), f"texts, {len(column.levels)} different ones"
     assert column.codes is not None
     seen, present = int((column.codes >= 0).sum()), len(column.levels)
-    if len(levels) > _MOST_LEVELS or (present > 20 and present > seen / 2):
+    if most is not None and (len(levels) > most or (present > 20 and present > seen / 2)):
         raise ValueError(
             f"column {name!r} has {present:,} different texts in {seen:,} rows, as names and identifiers have: leave "
             f"it out, or say what it is with kinds={{{name!r}: Categorical(…)}}"
@@ -82,7 +118,8 @@ def _decide_numbers(values: NDArray[np.float64], name: Name) -> tuple[Kind, str]
         if high - low < _INTEGER_RANGE:
             return Integer(int(low), int(high)), f"whole numbers, {count:,} different ones"
         if high - low < _CELLS:
-            return Real(resolution=1.0), f"whole numbers, {count:,} different ones from {low:.0f} to {high:.0f}"
+            alone = ", none twice: leave it out if it only numbers the rows" if count == len(values) > 100 else ""
+            return Real(resolution=1.0), f"whole numbers, {count:,} different ones from {low:.0f} to {high:.0f}{alone}"
     repeats = 1.0 - count / len(values)
     known = f"{count:,} different values in {len(values):,} rows"
     if repeats < _REPEATS:
