@@ -30,7 +30,7 @@ from pyar.cli.options import DATA_FACTS, flag_of, said_options
 from pyar.data import DATASET_NAMES, Dataset, TableData
 from pyar.evaluation import evaluate
 from pyar.files import write_text
-from pyar.models import DensityModel, model_class, model_names
+from pyar.models import AutoregressiveModel, DensityModel, model_class, model_names
 from pyar.plots import decoration, save_sheet
 from pyar.recipes import Size
 from pyar.sampling import labels_in_turn
@@ -76,7 +76,7 @@ def _new_settings(arguments: argparse.Namespace, dataset: Dataset | TableData | 
             f"say which model to train, such as `pyar train nade`; there are {', '.join(model_names())}{swallowed}"
         )
     table = _takes(arguments.model, "columns")
-    if not table and not _takes(arguments.model, "num_states"):
+    if not table and not issubclass(model_class(arguments.model), AutoregressiveModel):
         raise UserError(
             f"{arguments.model} is a model of real vectors, which is trained in Python; for tables there is "
             "`pyar train table-nade --data FILE`"
@@ -84,7 +84,7 @@ def _new_settings(arguments: argparse.Namespace, dataset: Dataset | TableData | 
     if table and arguments.data is None:
         raise UserError(f"say which table to train on: pyar train {arguments.model} --data FILE.csv")
     spec = {"data": _lasting_name(arguments.data or "digits"), **data_choices(arguments), **_said_of_columns(arguments)}
-    if not table and len(spec) > 1 and {"drop", "kinds"} & spec.keys():
+    if not table and {"drop", "kinds"} & spec.keys():
         raise UserError(f"--drop and --kind are for models of tables, which {arguments.model} is not")
     if "labels" in spec and not _takes_labels(arguments.model):
         able = ", ".join(filter(_takes_labels, model_names())) or "none that is known here"
