@@ -154,7 +154,6 @@ def test_what_does_not_fit_is_one_line(folder: Path, capsys) -> None:
         (["complete", trained], "pyar impute"),
         (["train", "table"], "say which table"),
         (["train", "rnade"], "trained in Python"),
-        (["train", "nade", "--drop", "a"], "--drop and --kind are for models of tables"),
         (["train", "table", "--data", table, "--levels", "4"], "--levels is for states"),
         (["train", "table", "--data", table, "--drop", "nope"], "no column 'nope' to leave out"),
         (["train", "table", "--data", table, "--kind", "age=complex"], "got 'complex'"),
@@ -164,6 +163,15 @@ def test_what_does_not_fit_is_one_line(folder: Path, capsys) -> None:
         assert (code, out) == (1, ""), arguments
         assert message in err
         assert err.strip().count("\n") == 0
+
+
+def test_options_of_columns_are_those_of_models_of_tables(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "nade", "--drop", "a"])
+    assert "--drop is not an option of nade" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "pixel", "--data", "a.csv"])  # two begin so
+    assert "invalid choice: 'pixel'" in capsys.readouterr().err
 
 
 def test_files_that_are_tables(tmp_path: Path) -> None:

@@ -47,6 +47,11 @@ def constructor_options(model: type) -> list[Option]:
     return options
 
 
+def takes_columns(model: type) -> bool:
+    """Whether it is a model of a table: its constructor is told the columns."""
+    return "columns" in inspect.signature(model).parameters
+
+
 def _kind(what: str, hint: Any) -> tuple[type, tuple[Any, ...] | None]:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):

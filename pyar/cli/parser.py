@@ -241,6 +241,20 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def _add_columns(parser: argparse.ArgumentParser) -> None:
+    """What is said of a table's columns, for models of tables."""
+    group = parser.add_argument_group("columns")
+    group.add_argument("--drop", type=_names, metavar="NAME,…", help="columns that are left out")
+    group.add_argument(
+        "--kind",
+        type=_named_kind,
+        action="append",
+        metavar="NAME=KIND",
+        help="what a column is, where that shall not be decided from its values: real (a density), real:0.1 (the "
+        "probability of a value with that resolution), integer:0..120, categorical; may be repeated",
+    )
+
+
 def _add_train(commands, model: str | None) -> None:
     parser = commands.add_parser(
         "train",
@@ -270,16 +284,6 @@ def _add_train(commands, model: str | None) -> None:
         "the model is given the labels of the examples, and samples by label later; COLUMN: of a table, where they are "
         "[label, class, target or y]",
     )
-    group = parser.add_argument_group("tables")
-    group.add_argument("--drop", type=_names, metavar="NAME,…", help="columns that are left out")
-    group.add_argument(
-        "--kind",
-        type=_named_kind,
-        action="append",
-        metavar="NAME=KIND",
-        help="what a column is, where that shall not be decided from its values: real (a density), real:0.1 (the "
-        "probability of a value with that resolution), integer:0..120, categorical; may be repeated",
-    )
     group = parser.add_argument_group("budget (defaults by model and data set)")
     group.add_argument("--epochs", type=_POSITIVE, metavar="N", help="passes over the train split")
     group.add_argument("--max-steps", type=_POSITIVE_COUNT, metavar="N", help="steps of the optimiser")
@@ -296,9 +300,11 @@ def _add_train(commands, model: str | None) -> None:
         help="stop after N evaluations without improvement; 0: never",
     )
     if model is not None:
-        from pyar.cli.options import add_model_options
+        from pyar.cli.options import add_model_options, takes_columns
 
         add_model_options(parser, model_class(model), {int: _integer, tuple: sizes})
+        if takes_columns(model_class(model)):
+            _add_columns(parser)
     group = parser.add_argument_group("optimiser (defaults by model and data set)")
     group.add_argument("--batch-size", type=_POSITIVE_COUNT, metavar="B", help="examples per step, over all processes")
     group.add_argument("--learning-rate", type=_POSITIVE, metavar="R", help="Adam's step size")

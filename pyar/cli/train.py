@@ -26,7 +26,7 @@ from pyar.cli.common import (
     set_up,
     user_errors,
 )
-from pyar.cli.options import DATA_FACTS, flag_of, said_options
+from pyar.cli.options import DATA_FACTS, flag_of, said_options, takes_columns
 from pyar.data import DATASET_NAMES, Dataset, TableData
 from pyar.evaluation import evaluate
 from pyar.files import write_text
@@ -75,7 +75,7 @@ def _new_settings(arguments: argparse.Namespace, dataset: Dataset | TableData | 
         raise UserError(
             f"say which model to train, such as `pyar train nade`; there are {', '.join(model_names())}{swallowed}"
         )
-    table = _takes(arguments.model, "columns")
+    table = takes_columns(model_class(arguments.model))
     if not table and not issubclass(model_class(arguments.model), AutoregressiveModel):
         raise UserError(
             f"{arguments.model} is a model of real vectors, which is trained in Python; for tables there is "
@@ -84,8 +84,6 @@ def _new_settings(arguments: argparse.Namespace, dataset: Dataset | TableData | 
     if table and arguments.data is None:
         raise UserError(f"say which table to train on: pyar train {arguments.model} --data FILE.csv")
     spec = {"data": _lasting_name(arguments.data or "digits"), **data_choices(arguments), **_said_of_columns(arguments)}
-    if not table and {"drop", "kinds"} & spec.keys():
-        raise UserError(f"--drop and --kind are for models of tables, which {arguments.model} is not")
     if "labels" in spec and not _takes_labels(arguments.model):
         able = ", ".join(filter(_takes_labels, model_names())) or "none that is known here"
         raise UserError(f"--labels: {arguments.model} takes no labels; models that do: {able}")
@@ -112,20 +110,15 @@ def _new_settings(arguments: argparse.Namespace, dataset: Dataset | TableData | 
 
 
 def _takes_labels(model: str) -> bool:
-    return _takes(model, "num_classes")
-
-
-def _takes(model: str, argument: str) -> bool:
-    """Whether the model's constructor has such an argument."""
-    return argument in inspect.signature(model_class(model)).parameters
+    return "num_classes" in inspect.signature(model_class(model)).parameters
 
 
 def _said_of_columns(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the user said of a table's columns: those to leave out, and kinds by name."""
     said: dict[str, Any] = {}
-    if arguments.drop:
+    if getattr(arguments, "drop", None):
         said["drop"] = list(arguments.drop)
-    if arguments.kind:
+    if getattr(arguments, "kind", None):
         said["kinds"] = dict(arguments.kind)
     return said
 
@@ -332,7 +325,7 @@ def _load_in_turn(
     if not group.is_main:
         group.broadcast_text("")
     try:
-        if _takes(settings["model"], "columns"):
+        if takes_columns(model_class(settings["model"])):
             return load_table_data(settings["data_spec"], data_dir=settings["data_dir"])
         return load_data(
             settings["data_spec"], data_dir=settings["data_dir"], cache_dir=arguments.cache_dir, progress=progress
