@@ -98,6 +98,11 @@ def made_results() -> Iterator[tuple[str, Tensor]]:
                 drawn, log_prob = made.sample(parameters, N, temperature=temperature)
                 yield f"made {case.id}, N={N}, temperature {temperature}: samples", drawn
                 yield f"made {case.id}, N={N}, temperature {temperature}: log-probabilities", log_prob
+            leaves, x = parameters.leaves(), random_states(N, D, K)
+            value = made.ops.made_log_prob(x, *leaves)
+            yield f"made {case.id}, B={N}: log_prob", value
+            for i, gradient in enumerate(torch.autograd.grad(value, leaves.tensors, torch.linspace(-1, 2, N))):
+                yield f"made {case.id}, B={N}: gradient {i}", gradient
 
 
 def deep_nade_results() -> Iterator[tuple[str, Tensor]]:
