@@ -23,6 +23,7 @@ constexpr int64_t kBlockUnits = 48;    // units of the largest layer in a block,
 constexpr int64_t kBlockOutputs = 64;  // outputs in a block, at most, if it has several steps
 constexpr int64_t kMostSteps = 16;     // steps in a block, at most
 constexpr int64_t kPhiloxLanes = 16;
+constexpr int64_t kLogarithmSteps = 16;  // steps of two states that share a logarithm: a product of at most 2¹⁶
 
 int64_t widest_layer(const MadeParameters& m) {
   int64_t widest = 0;
@@ -52,7 +53,8 @@ struct Space {
   float* weights;             // [P, lanes]
   float* uniforms;            // [D rounded up to 4, lanes]
   float* gathered;            // [padded columns], one sample's sums
-  float* terms;               // [lanes]
+  float* terms;               // [lanes], of log-probabilities
+  float* products;            // [lanes], Π(1 + e^−|logit|) − 1 of some steps
   int32_t* states;            // [lanes]
   uint8_t* drawn;             // [D, lanes]
   int32_t* rows;              // [lanes, D], the rows of A that a sample's states above 0 name, so far
@@ -76,6 +78,7 @@ struct Space {
     uniforms = floats((m.D + 3) / 4 * 4 * kTileSamples);
     gathered = floats(dense ? 0 : steps * m.P);
     terms = floats(kTileSamples);
+    products = floats(kTileSamples);
     states = reinterpret_cast<int32_t*>(floats(kTileSamples));
     drawn = reinterpret_cast<uint8_t*>(floats((m.D * kTileSamples + 3) / 4));
     rows = reinterpret_cast<int32_t*>(floats(dense ? 0 : m.D * kTileSamples));
@@ -143,7 +146,10 @@ class Tile {
   bool sample() {
     double total[kTileSamples] = {};
     fill_uniforms(q_.seed, q_.indices + first_, n_, lanes, m_.D, s_.uniforms);
-    for (int64_t i = 0; i < lanes; ++i) s_.num_rows[i] = 0;
+    for (int64_t i = 0; i < lanes; ++i) {
+      s_.num_rows[i] = 0;
+      s_.terms[i] = s_.products[i] = 0.0f;
+    }
     if (!dense_input(m_))
       for (int64_t i = 0; i < n_; ++i)
         memcpy(s_.activation + i * stride_, m_.layers[0].bias, m_.layers[0].units * sizeof(float));
@@ -240,16 +246,48 @@ class Tile {
       for (int64_t i = 0; i < m_.P * lanes; i += kWidth) store(l + i, load(l + i) / temperature);
     IntVector bad = {};
     for (int64_t i = 0; i < lanes; i += kWidth) {
-      Vector term;
-      const IntVector states = draw_states(l + i, s_.weights + i, lanes, m_.P, load(u + i), &term);
+      const IntVector states =
+          m_.P == 1 ? draw_binary(load(l + i), load(u + i), i) : draw_one_of_many(l + i, load(u + i), i);
       bad |= states == kNoState;
       store_int(s_.states + i, states);
-      store(s_.terms + i, term);
     }
-    for (int64_t i = 0; i < lanes; ++i) total[i] += static_cast<double>(s_.terms[i]);
+    if (m_.P > 1 || (d + 1) % kLogarithmSteps == 0 || d + 1 == m_.D) add_terms(total);
     int32_t any = 0;
     for (int i = 0; i < kWidth; ++i) any |= bad[i];
     return any == 0;
+  }
+
+  IntVector draw_one_of_many(const float* l, Vector u, int64_t i) {
+    Vector term;
+    const IntVector states = draw_states(l, s_.weights + i, lanes, m_.P, u, &term);
+    store(s_.terms + i, term);
+    return states;
+  }
+
+  // As draw_states(), but Σ log σ(±logit) = Σ min(±logit, 0) − log Π(1 + e^−|logit|) has one logarithm for some steps.
+  // Of the product only what it has above 1 is kept, so that small terms lose nothing.
+  IntVector draw_binary(Vector logit, Vector u, int64_t i) {
+    const Vector e = exponential(-absolute(logit)), sum = e + 1.0f;
+    const IntVector zero = u * sum < select(logit > 0.0f, e, broadcast(1.0f));
+    store(s_.terms + i, load(s_.terms + i) + minimum(select(zero, -logit, logit), Vector{}));
+    const Vector product = load(s_.products + i);
+    store(s_.products + i, fused_multiply_add(product, e, product + e));
+    const IntVector state = zero + 1;
+    const IntVector valid = logit <= 3.4028234e38f;  // neither NaN nor infinite
+    return (state & valid) | ~valid;
+  }
+
+  // Moves the terms that have come together to total [lanes].
+  void add_terms(double* total) {
+    for (int64_t i = 0; i < lanes; i += kWidth) {
+      if (m_.P == 1) {
+        const Vector product = load(s_.products + i), sum = product + 1.0f, lost = product - (sum - 1.0f);
+        store(s_.terms + i, load(s_.terms + i) - (logarithm(sum) + lost / sum));
+      }
+      for (int64_t j = i; j < i + kWidth; ++j) total[j] += static_cast<double>(s_.terms[j]);
+      store(s_.terms + i, Vector{});
+      store(s_.products + i, Vector{});
+    }
   }
 
   // Makes the states of step d the input of what comes after.
