@@ -25,6 +25,8 @@ constexpr int64_t kMostSteps = 16;     // steps in a block, at most
 constexpr int64_t kPhiloxLanes = 16;
 constexpr int64_t kLogarithmSteps = 16;  // steps of two states that share a logarithm: a product of at most 2¹⁶
 
+typedef uint8_t StateVector __attribute__((vector_size(kWidth)));
+
 int64_t widest_layer(const MadeParameters& m) {
   int64_t widest = 0;
   for (int64_t l = 0; l < m.num_layers; ++l) widest = m.layers[l].units > widest ? m.layers[l].units : widest;
@@ -168,6 +170,7 @@ class Tile {
       }
       if (m_.A != nullptr && !dense_input(m_)) name_rows(d0, d1);
     }
+    write_states();
     for (int64_t i = 0; i < n_; ++i) q_.log_prob[first_ + i] = static_cast<float>(total[i]);
     return true;
   }
@@ -292,15 +295,40 @@ class Tile {
 
   // Makes the states of step d the input of what comes after.
   void take(int64_t d) {
-    if (dense_input(m_)) {
-      const float scale = static_cast<float>(m_.K - 1);
-      float* input = s_.input + d * lanes;
-      for (int64_t i = 0; i < lanes; ++i) input[i] = static_cast<float>(s_.states[i]) / scale;
-    } else {
-      for (int64_t i = 0; i < lanes; ++i) s_.drawn[d * lanes + i] = static_cast<uint8_t>(s_.states[i]);
-      add_rows(d);
+    for (int64_t i = 0; i < lanes; i += kWidth) {
+      const IntVector states = load_int(s_.states + i);
+      const auto bytes = __builtin_convertvector(states, StateVector);
+      memcpy(s_.drawn + d * lanes + i, &bytes, sizeof bytes);
+      if (!dense_input(m_)) continue;
+      const Vector numbers = __builtin_convertvector(states, Vector);
+      store(s_.input + d * lanes + i, m_.K == 2 ? numbers : numbers / static_cast<float>(m_.K - 1));
     }
-    for (int64_t i = 0; i < n_; ++i) q_.x[(first_ + i) * m_.D + d] = static_cast<uint8_t>(s_.states[i]);
+    if (!dense_input(m_)) add_rows(d);
+  }
+
+  // x [n, D] from the states of all steps, sixteen steps of sixteen samples at a time.
+  void write_states() {
+    constexpr int kBlock = 16;
+    typedef uint8_t Bytes __attribute__((vector_size(kBlock)));
+    const Bytes low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+    const int64_t whole = m_.D / kBlock * kBlock;
+    for (int64_t d = 0; d < whole; d += kBlock) {
+      for (int64_t i = 0; i < n_; i += kBlock) {
+        Bytes v[kBlock], w[kBlock];
+        for (int r = 0; r < kBlock; ++r) memcpy(v + r, s_.drawn + (d + r) * lanes + i, kBlock);
+        // Each round moves one bit of the step's number to the sample's place.
+        for (int round = 0; round < 4; ++round) {
+          for (int r = 0; r < kBlock / 2; ++r) {
+            w[2 * r] = __builtin_shuffle(v[r], v[r + kBlock / 2], low);
+            w[2 * r + 1] = __builtin_shuffle(v[r], v[r + kBlock / 2], low + 8);
+          }
+          for (int r = 0; r < kBlock; ++r) v[r] = w[r];
+        }
+        for (int64_t r = 0; r < kBlock && i + r < n_; ++r) memcpy(q_.x + (first_ + i + r) * m_.D + d, v + r, kBlock);
+      }
+    }
+    for (int64_t i = 0; i < n_; ++i)
+      for (int64_t d = whole; d < m_.D; ++d) q_.x[(first_ + i) * m_.D + d] = s_.drawn[d * lanes + i];
   }
 
   // activation += W[d, x_d] in the units that see dimension d; those before them are done with. Rows follow no pattern:
