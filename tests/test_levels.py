@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,15 +58,22 @@ def nade_results() -> Iterator[tuple[str, Tensor]]:
         for B, zeros in ((1, 0.0), (37, 0.0), (150, 0.8)):
             name = f"nade {number}, B={B}"
             x = random_states(B, D, K, zeros=zeros)
-            for function in (nade_ops.nade_log_prob, nade_ops.nade_logits, nade_ops.nade_mean_nll):
+            weights = torch.linspace(-1, 1, B)
+            for label, function in (
+                ("log_prob", nade_ops.nade_log_prob),
+                ("conditional_log_prob", nade_ops.nade_conditional_log_prob),
+                ("logits", nade_ops.nade_logits),
+                ("mean_nll", nade_ops.nade_mean_nll),
+                ("weighted mean_nll", partial(nade_ops.nade_mean_nll, weights=weights)),
+            ):
                 value = function(x, *parameters)
-                yield f"{name}: {function.__name__}", value
+                yield f"{name}: {label}", value
                 upstream = torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
                 gradients = torch.autograd.grad(
                     value, parameters.tensors, upstream, allow_unused=True, materialize_grads=True
                 )
                 for i, gradient in enumerate(gradients):
-                    yield f"{name}: gradient {i} of {function.__name__}", gradient
+                    yield f"{name}: gradient {i} of {label}", gradient
             seed = torch.tensor(3)
             drawn, log_prob = nade_ops.nade_sample(*parameters, seed=seed, num_samples=B, temperature=1.3)
             yield f"{name}: samples", drawn
@@ -82,6 +90,7 @@ def lstm_results() -> Iterator[tuple[str, Tensor]]:
                 x = random_states(B, D, K)
                 value = model.log_prob(x)
                 yield f"{name}: log_prob", value
+                yield f"{name}: conditional_log_prob", model.conditional_log_prob(x)
                 for i, gradient in enumerate(torch.autograd.grad(value.sum(), list(model.parameters()))):
                     yield f"{name}: gradient {i}", gradient
                 drawn, log_prob = model.sample_and_log_prob(B, seed=5)

@@ -24,26 +24,18 @@ void nade_checkpoints(const NadeBackward& q, int64_t begin, int64_t end) {
   const auto units = [&](int64_t block, int64_t i) {
     return Units{q.checkpoints + (block * q.n + i) * H, q.bounds + block * q.n + i};
   };
-  if (m.rows != nullptr) {
-    // A block's factors serve all samples while they are in the cache.
-    for (int64_t i = begin; i < end; ++i) start_units(m, units(0, i));
-    for (int64_t block = 0; (block + 1) * q.block < m.D; ++block)
-      for (int64_t i = begin; i < end; ++i)
-        walk_units(m, q.x + i * m.D, block * q.block, (block + 1) * q.block, units(block, i), units(block + 1, i));
-  }
   for (int64_t i = begin; i < end; ++i) {
-    memset(q.later + i * H, 0, H * sizeof(float));
-    if (m.rows != nullptr) continue;
-    const uint8_t* x = q.x + i * m.D;
     start_units(m, units(0, i));
-    for (int64_t block = 0; (block + 1) * q.block < m.D; ++block) {
-      const Units next = units(block + 1, i);
-      copy_units(m, units(block, i), next);
-      for (int64_t d = block * q.block; d < (block + 1) * q.block; ++d) {
-        const int64_t ahead = d + q.block;
-        if (ahead < m.D) prefetch_input(m, ahead, x[ahead]);
-        if (x[d] != 0) add_input(m, x, d, next, nullptr, nullptr);
-      }
+    memset(q.later + i * H, 0, H * sizeof(float));
+  }
+  // A block's rows of W serve all samples while they are in the cache.
+  for (int64_t block = 0; (block + 1) * q.block < m.D; ++block) {
+    const int64_t d0 = block * q.block, d1 = d0 + q.block;
+    for (int64_t i = begin; i < end; ++i) {
+      const uint8_t* x = q.x + i * m.D;
+      if (i + 1 < end)
+        for (int64_t d = d0; d < d1; ++d) prefetch_input(m, d, x[m.D + d]);
+      walk_units(m, x, d0, d1, units(block, i), units(block + 1, i), nullptr);
     }
   }
 }

@@ -82,11 +82,17 @@ const float* lone_features(const NadeParameters& m, const SampleSpace& s) {
   return features;
 }
 
-// The logits of a tile's samples where a dimension has one output row: of this dimension and some ahead, which hold as
-// long as state 0 is drawn. While a change is made to the units, their h are in registers, and a few rows cost little.
+// Output rows that are worth multiplying behind a change, of dimension d and some ahead, whose logits hold as long as
+// state 0 is drawn: while a change is made to the units, their h are in registers, and a few rows cost little.
+PYAR_INLINE int64_t rows_ahead(int64_t changes, int64_t d, int64_t D) {
+  const int64_t wanted = 3 * changes > d ? 2 : kFusedRows;  // as many as are likely to be used
+  return wanted < D - d ? wanted : D - d;
+}
+
+// The logits of a tile's samples where a dimension has one output row: of this dimension and some ahead.
 class Lookahead {
  public:
-  Lookahead(const NadeParameters& m, const SampleSpace& s, int64_t n) : m_(m), s_(s) {
+  Lookahead(const NadeParameters& m, const SampleSpace& s, int64_t n) : m_(m), s_(s), n_(n) {
     for (int64_t i = 0; i < n; ++i) {
       known_[i] = -1;
       kept_[i] = true;
@@ -97,32 +103,51 @@ class Lookahead {
   // [n], of dimension d without its bias.
   float* logits(int64_t d) const { return s_.ahead + d % kFusedRows * kTile; }
 
-  // Makes sample i's logit of dimension d, `changed`: where the state before is not 0.
-  void advance(int64_t i, const uint8_t* x, int64_t d, bool changed, const Units& units) {
-    if (!changed && d <= known_[i]) return;
-    float* hidden = s_.hidden + i * row_stride(m_.H);
-    if (changed) ++changes_[i];
-    // Behind a change, as many rows as are likely to be used.
-    const int64_t wanted = changed && 3 * changes_[i] > d ? 2 : kFusedRows;
-    const int64_t rows = wanted < m_.D - d ? wanted : m_.D - d;
-    const Rows V = output_rows(m_, d, rows, 1, nullptr);
-    float out[kFusedRows];
-    if (changed) {
-      add_input(m_, x, d - 1, units, nullptr, V, rows, out, 1, s_.spare);
-      kept_[i] = false;
-    } else if (kept_[i]) {
-      dots(hidden, V.data, V.stride, rows, V.columns, out, 1);
-    } else {
-      read_units(m_, units, hidden, V, rows, out, 1);
-      kept_[i] = true;
+  // Makes the samples' logits of dimension d. Where the states before are `fresh`, they are in the units already.
+  //   x      [n, D]
+  //   units  the units of sample i
+  template <class UnitsOf>
+  void advance(const uint8_t* x, int64_t d, bool fresh, const UnitsOf& units) {
+    // First who needs what, without branches that nobody can predict.
+    int64_t changed[kTile], asking[kTile], num_changed = 0, num_asking = 0;
+    for (int64_t i = 0; i < n_; ++i) {
+      const int64_t change = fresh ? 0 : x[i * m_.D + d - 1] != 0 ? 1 : 0;
+      changed[num_changed] = asking[num_asking] = i;
+      num_changed += change;
+      num_asking += (1 - change) & (d > known_[i] ? 1 : 0);
     }
+    for (int64_t k = 0; k < num_changed; ++k) {
+      const int64_t i = changed[k], rows = rows_ahead(++changes_[i], d, m_.D);
+      float out[kFusedRows];
+      add_input(m_, x + i * m_.D, d - 1, units(i), nullptr, rows_of(d, rows), rows, out, 1, s_.spare);
+      kept_[i] = false;
+      keep(i, d, rows, out);
+    }
+    for (int64_t k = 0; k < num_asking; ++k) {
+      const int64_t i = asking[k], rows = rows_ahead(changes_[i], d, m_.D);
+      float* hidden = s_.hidden + i * row_stride(m_.H);
+      float out[kFusedRows];
+      const Rows V = rows_of(d, rows);
+      if (kept_[i]) {
+        dots(hidden, V.data, V.stride, rows, V.columns, out, 1);
+      } else {
+        read_units(m_, units(i), hidden, V, rows, out, 1);
+        kept_[i] = true;
+      }
+      keep(i, d, rows, out);
+    }
+  }
+
+ private:
+  Rows rows_of(int64_t d, int64_t rows) const { return output_rows(m_, d, rows, 1, nullptr); }
+  void keep(int64_t i, int64_t d, int64_t rows, const float* out) {
     for (int64_t r = 0; r < rows; ++r) logits(d + r)[i] = out[r];
     known_[i] = d + rows - 1;
   }
 
- private:
   const NadeParameters& m_;
   const SampleSpace& s_;
+  int64_t n_;
   int64_t known_[kTile];  // the last dimension whose logit is there
   int64_t changes_[kTile];
   bool kept_[kTile];  // whether `hidden` is that of the units
@@ -173,10 +198,7 @@ bool sample_tile(const NadeSample& q, int64_t first, int64_t n, float* scratch) 
     }
     float* logits = s.logits;
     if (binary) {
-      for (int64_t i = 0; i < n; ++i) {
-        const uint8_t* x = q.x + (first + i) * D;
-        lookahead.advance(i, x, d, d > G && x[d - 1] != 0, units(i));
-      }
+      lookahead.advance(q.x + first * D, d, d == G, units);
       logits = lookahead.logits(d);
     } else if (P == 1) {
       dots(m.V + d * m.F, features, stride, n, m.F, s.logits, 1);

@@ -471,51 +471,80 @@ inline void walk_strip(const NadeParameters& m, const uint8_t* x, int64_t d, int
   }
 }
 
-// The units after the dimensions d0 … d1 − 1 of one sample, where the call has a table.
+// What some dimensions change in the units of one sample, in turn: E ← E u, or E u + E where the mask is −1; or
+// a ← a + scale·w.
+struct Changes {
+  static constexpr int64_t kMost = 64;
+  int64_t count;
+  const float* rows[kMost];  // u [H], padded, or w [H]
+  int32_t masks[kMost];
+  float scales[kMost];
+};
+
+// The changes from units j to units j + kVectors·kWidth, which are in registers meanwhile; of the last vector's row
+// `valid` lanes are there.
+template <int kVectors, bool kProduct>
+PYAR_INLINE void change_columns(const Changes& changes, const float* from, float* to, int64_t j, int valid) {
+  Vector units[kVectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) units[v] = load(from + j + v * kWidth);
+  for (int64_t c = 0; c < changes.count; ++c) {
+    const float* row = changes.rows[c] + j;
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      const Vector value = valid == kWidth ? load(row + v * kWidth) : load_first(row + v * kWidth, valid);
+      if constexpr (kProduct)
+        units[v] = fused_multiply_add(units[v], value, (Vector)((IntVector)units[v] & changes.masks[c]));
+      else
+        units[v] = fused_multiply_add(broadcast(changes.scales[c]), value, units[v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) store(to + j + v * kWidth, units[v]);
+}
+
+template <bool kProduct>
+inline void change_units(const Changes& changes, const float* from, float* to, int64_t H) {
+  constexpr int kVectors = 8;
+  const int64_t readable = kProduct ? padded(H) : H;
+  int64_t j = 0;
+  for (; j + kVectors * kWidth <= readable; j += kVectors * kWidth)
+    change_columns<kVectors, kProduct>(changes, from, to, j, kWidth);
+  for (; j < padded(H); j += kWidth) {
+    const int64_t left = readable - j;
+    change_columns<1, kProduct>(changes, from, to, j, static_cast<int>(left < 0 ? 0 : left < kWidth ? left : kWidth));
+  }
+}
+
+// The units after the dimensions d0 … d1 − 1 of one sample.
 //   x      [D]
 //   from   the units before
 inline void walk_units(const NadeParameters& m, const uint8_t* x, int64_t d0, int64_t d1, const Units& from,
-                       const Units& to) {
-  constexpr int kVectors = 8;
-  constexpr int64_t kMost = 64;
-  const int64_t stride = row_stride(m.H);
-  const float* u[kMost];
-  int32_t small[kMost];
-  int64_t changes = 0;
-  float bound = *from.bound;
-  if (bound < kAdditive && d1 - d0 <= kMost) {
+                       const Units& to, float* spare) {
+  const bool product = *from.bound < kAdditive;
+  if (d1 - d0 <= Changes::kMost && (!product || m.factors != nullptr)) {
+    Changes changes;
+    changes.count = 0;
+    float bound = *from.bound;
     for (int64_t d = d0; d < d1; ++d) {
       if (x[d] == 0) continue;
-      u[changes] = m.factors + d * stride;
-      small[changes] = m.largest[d] <= kSmall ? -1 : 0;
-      bound += m.largest[d];
-      ++changes;
+      const int64_t c = changes.count++;
+      if (product) {
+        changes.rows[c] = m.factors + d * row_stride(m.H);
+        changes.masks[c] = m.largest[d] <= kSmall ? -1 : 0;
+        bound += m.largest[d];
+      } else {
+        changes.rows[c] = input_row(m, d, x[d], &changes.scales[c]);
+      }
     }
-    if (bound <= kRange) {
+    if (!product || bound <= kRange) {
       *to.bound = bound;
-      const auto columns = [&](int64_t j, auto vectors) __attribute__((always_inline)) {
-        constexpr int kCount = decltype(vectors)::value;
-        Vector E[kCount];
-#pragma GCC unroll 8
-        for (int v = 0; v < kCount; ++v) E[v] = load(from.row + j + v * kWidth);
-        for (int64_t c = 0; c < changes; ++c) {
-          const int32_t mask = small[c];
-#pragma GCC unroll 8
-          for (int v = 0; v < kCount; ++v)
-            E[v] = fused_multiply_add(E[v], load(u[c] + j + v * kWidth), (Vector)((IntVector)E[v] & mask));
-        }
-#pragma GCC unroll 8
-        for (int v = 0; v < kCount; ++v) store(to.row + j + v * kWidth, E[v]);
-      };
-      int64_t j = 0;
-      for (; j + kVectors * kWidth <= padded(m.H); j += kVectors * kWidth) columns(j, Constant<kVectors>{});
-      for (; j < padded(m.H); j += kWidth) columns(j, Constant<1>{});
-      return;
+      return (product ? change_units<true> : change_units<false>)(changes, from.row, to.row, m.H);
     }
   }
   copy_units(m, from, to);
   for (int64_t d = d0; d < d1; ++d)
-    if (x[d] != 0) add_input(m, x, d, to, nullptr, nullptr);
+    if (x[d] != 0) add_input(m, x, d, to, nullptr, spare);
 }
 
 constexpr int64_t kReplayAhead = 8;  // dimensions between asking for a row of W and adding it
