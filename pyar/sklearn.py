@@ -22,7 +22,7 @@ from pyar.recipes import Size
 from pyar.reference.conditionals import Categories
 from pyar.reference.draw import log_probabilities
 from pyar.scalars import plain_integer, plain_number
-from pyar.tables import Columns, Integer, Kind
+from pyar.tables import Columns, Integer, Kind, KindOrName
 from pyar.tables.frames import frame_like, is_frame, make_frame, names_of, take_columns, take_rows
 from pyar.training import Trainer, TrainingConfig, training_defaults
 from pyar.training.signals import pass_on
@@ -42,7 +42,8 @@ class TableDensity(DensityMixin, BaseEstimator):
     quantile of their scores.
 
     Args:
-        kinds: what columns are that shall not be decided: pyar.tables' Binary, Categorical, Integer or Real by name.
+        kinds: what columns are that shall not be decided: pyar.tables' Binary, Categorical, Integer or Real by name, or
+            a text such as "integer:0..120", see pyar.tables.Columns.from_frame.
         hidden_sizes: units of every hidden layer.
         dropout: the part of the hidden units that a training step leaves out.
         orders: how many orders are mixed in a score, 1 for the fastest. More are better, and exact all the same.
@@ -77,7 +78,7 @@ class TableDensity(DensityMixin, BaseEstimator):
     def __init__(
         self,
         *,
-        kinds: Mapping[str | int, Kind] | None = None,
+        kinds: Mapping[str | int, KindOrName] | None = None,
         hidden_sizes: Sequence[int] = (200, 200),
         dropout: float = 0.1,
         orders: int = 8,

@@ -352,6 +352,16 @@ def test_saved_and_loaded(tmp_path) -> None:
     assert sorted(model.state_dict()) == ["U", "V", "W", "b", "c", "hidden.0.bias", "hidden.0.weight", "order"]
 
 
+def test_built_on_the_meta_device_and_filled_later() -> None:
+    model = random_model()
+    with torch.device("meta"):
+        other = pyar.TableNADE(MIXED, hidden_sizes=(12, 8))
+    other = other.to_empty(device="cpu")
+    other.load_state_dict(model.state_dict())
+    x = rows(model, 5)
+    assert torch.equal(other.log_prob(x), model.log_prob(x))  # the units too, which no weights hold
+
+
 def test_what_does_not_fit_is_refused() -> None:
     model = random_model()
     x = rows(model, 3)

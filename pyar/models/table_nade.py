@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -112,8 +112,15 @@ class TableNADE(DensityModel):
         self.V = new_parameter(self._layout.num_outputs, sizes[-1])
         self.b = new_parameter(self._layout.num_outputs)
         # What a density in the columns' own units lacks; not a parameter, and no part of the checkpoint's weights.
-        self.register_buffer("log_scales", columns.log_scales, persistent=False)
+        self.register_buffer("log_scales", columns.log_scales.to(self.b.device), persistent=False)
         self.reset_parameters()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TableNADE:
+        """As torch.nn.Module's; to_empty() leaves what the columns say."""
+        super()._apply(fn, recurse)
+        if not self.log_scales.is_meta:
+            self.log_scales.copy_(self.columns.log_scales)
+        return self
 
     def reset_parameters(self) -> None:
         """Weights of variance 1/inputs (2/inputs before a ReLU), V = 0; b as for standard normal values."""

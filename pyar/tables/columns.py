@@ -95,7 +95,8 @@ class Columns(Mapping[Name, Kind]):
 
         log p(x) = log p(encoded x) − Σ_d log_scales_d; zero for columns that have probabilities.
         """
-        return torch.tensor([kind.log_scale for kind in self._kinds.values()], dtype=torch.float32)
+        scales = [kind.log_scale for kind in self._kinds.values()]
+        return torch.tensor(scales, dtype=torch.float32, device="cpu")
 
     def index(self, name: Name) -> int:
         """Which column has this name.
