@@ -31,7 +31,7 @@ from pyar.sampling import labels_in_turn, open_writer, sample_chunks
 from pyar.training import Trainer, TrainingConfig
 
 # Class k has the first state k, so that an example tells its label.
-CLASSES = np.array([2, 0, 1, 1, 0, 2] * 10)
+CLASSES = np.array([2, 0, 1, 1, 2, 0] * 10)
 X = np.random.default_rng(0).integers(0, 3, (60, 6)).astype(np.uint8)
 X[:, 0] = CLASSES
 WORDS = np.array(["ape", "elk", "ox"])
@@ -613,11 +613,12 @@ def test_a_model_of_features_is_for_python(toy, shades, capsys):
         )
 
 
-def test_words_and_a_named_column_from_training_to_sampling(toy, capsys):
+@pytest.mark.parametrize("model", ["shades", "pixel-cnn --features 4 --num-layers 2"])
+def test_words_and_a_named_column_from_training_to_sampling(toy, capsys, model):
     csv(Path(), WORDS[CLASSES], "animal")
     common = ["--import", toy, "--no-progress"]
     data = ["--data", "x.csv", "--image-shape", "2x3", "--labels", "animal"]
-    assert main(["train", "shades", *data, "--epochs", "2", "--out", "run", *common]) == 0
+    assert main(["train", *model.split(), *data, "--epochs", "2", "--out", "run", *common]) == 0
     model, extra = load_with_extra("run")
     assert extra["class_names"] == ["ape", "elk", "ox"]
     result_of(capsys, "sample", "run", "-n", "4", "--label", "Elk", "--out", "x.npz", *common)
