@@ -5,6 +5,7 @@ jobs:
   sweep       how pyar's time grows with the batch size B, the dimensions D, the hidden units H, the states K and the
               threads; its memory, import time and install time
   per-sample  gradients of every example, as torch.func gives them, beside a loop of single gradients
+  images      sampling a PixelCNN, beside batched PyTorch operations and a loop over pixels
   physics     the step of variational Monte Carlo on spins, beside a PyTorch MADE of equal parameters
   neighbours  how much longer pyar, torch's own layers and JAX take beside one busy process and beside two; needs Linux,
               and a machine that is quiet otherwise
@@ -44,12 +45,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "jobs",
         nargs="+",
-        choices=("nade", "lstm", "sweep", "per-sample", "physics", "neighbours", "report", "guard"),
+        choices=("nade", "lstm", "sweep", "per-sample", "images", "physics", "neighbours", "report", "guard"),
         metavar="job",
         help="one or more",
     )
     cores = len(os.sched_getaffinity(0))
-    measuring = parser.add_argument_group("measuring: nade, lstm, sweep, physics, neighbours")
+    measuring = parser.add_argument_group("measuring: nade, lstm, sweep, images, physics, neighbours")
     measuring.add_argument("--threads", type=int, default=cores, help=f"cores for everybody (default: all, {cores})")
     measuring.add_argument(
         "--level",
@@ -114,6 +115,10 @@ def main(arguments: list[str] | None = None) -> int:
         from benchmarks.per_sample import run_per_sample
 
         status = run_per_sample(options.threads) or status
+    if "images" in options.jobs:
+        from benchmarks.images import run_images
+
+        run_images(options)
     if "physics" in options.jobs:
         from benchmarks.physics import run_physics
 

@@ -149,12 +149,14 @@ inline bool draw_pixel(const GridHead& head, const PackedHead& packed, const Gri
   multiply_panels<kTileVectors>(
       packed.W, packed.units, n, F, 1, F, [&](int64_t) { return space.active; },
       [&](int64_t, int64_t p, Vector(&sum)[kTileVectors]) __attribute__((always_inline)) {
+#pragma GCC unroll 4
         for (int v = 0; v < kTileVectors; ++v) {
           const int64_t unit = (p * kTileVectors + v) * kWidth;
           sum[v] = unit < M ? load_units(head.w, unit, M) : Vector{};
         }
       },
       [&](int64_t row, int64_t p, Vector(&sum)[kTileVectors]) __attribute__((always_inline)) {
+#pragma GCC unroll 4
         for (int v = 0; v < kTileVectors; ++v)
           store_units(space.a + row * M, (p * kTileVectors + v) * kWidth, M, sum[v]);
       });
@@ -175,12 +177,14 @@ inline bool draw_pixel(const GridHead& head, const PackedHead& packed, const Gri
       multiply_panels<N>(
           packed.V + c * packed.channel_size(head), packed.outputs, n, M, 1, M, [&](int64_t) { return space.h; },
           [&](int64_t, int64_t p, Vector(&sum)[N]) __attribute__((always_inline)) {
+#pragma GCC unroll 4
             for (int v = 0; v < N; ++v) {
               const int64_t output = (p * N + v) * kWidth;
               sum[v] = output < P ? load_units(head.b + c * P, output, P) : Vector{};
             }
           },
           [&](int64_t row, int64_t p, Vector(&sum)[N]) __attribute__((always_inline)) {
+#pragma GCC unroll 4
             for (int v = 0; v < N; ++v) store_units(space.outputs + row * P, (p * N + v) * kWidth, P, sum[v]);
           });
     };

@@ -45,10 +45,13 @@ PYAR_INLINE void multiply_panels(const float* packed, int64_t panels, int64_t ro
     for_row_tiles(rows, [&](auto tile, int64_t row) __attribute__((always_inline)) {
       constexpr int M = decltype(tile)::rows;
       Vector sum[M][N];
+      // Unrolled, here and in what the caller gives: an index that is not a constant would keep the sums in memory.
+#pragma GCC unroll 8
       for (int m = 0; m < M; ++m) begin(row + m, p, sum[m]);
       for (int64_t s = 0; s < segments; ++s)
         multiply_accumulate<M, N>(sum, segment(s) + row * row_stride, row_stride, 1, panel + s * depth * N * kWidth,
                                   depth);
+#pragma GCC unroll 8
       for (int m = 0; m < M; ++m) end(row + m, p, sum[m]);
     });
   }

@@ -186,12 +186,13 @@ class Tile {
       multiply_panels<N>(
           packed.vertical, packed_.gate_panels, end - begin, I, layer.taps, k * I, read,
           [&](int64_t, int64_t p, Vector(&sum)[N]) __attribute__((always_inline)) {
+#pragma GCC unroll 4
             for (int n = 0; n < N; ++n) sum[n] = load(v_start + p * kLanesOfPanel + n * kWidth);
           },
           [&](int64_t column, int64_t p, Vector(&sum)[N]) __attribute__((always_inline)) {
+#pragma GCC unroll 4
             for (int n = 0; n < kGateVectors; ++n) {
               const int64_t unit = p * kUnitsOfPanel + n * kWidth;
-              if (unit >= F_) break;
               store_units(sums + column * 2 * F_, unit, F_, sum[n]);
               store_units(sums + column * 2 * F_ + F_, unit, F_, sum[kGateVectors + n]);
               if (above != nullptr) store_units(above + column * F_, unit, F_, gate(sum[n], sum[kGateVectors + n]));
@@ -202,9 +203,11 @@ class Tile {
       multiply_panels<N>(
           packed.cross, packed_.gate_panels, end - begin, 2 * F_, 1, 2 * F_, [&](int64_t) { return sums; },
           [&](int64_t, int64_t p, Vector(&sum)[N]) __attribute__((always_inline)) {
+#pragma GCC unroll 4
             for (int n = 0; n < N; ++n) sum[n] = load(h_start + p * kLanesOfPanel + n * kWidth);
           },
           [&](int64_t column, int64_t p, Vector(&sum)[N]) __attribute__((always_inline)) {
+#pragma GCC unroll 4
             for (int n = 0; n < N; ++n) store(waiting + column * G_ + p * kLanesOfPanel + n * kWidth, sum[n]);
           });
     }
@@ -258,9 +261,11 @@ class Tile {
           packed.horizontal, packed_.gate_panels, n_, stride, 1, layer.taps * layer.inputs,
           [&](int64_t) { return read; },
           [&](int64_t i, int64_t p, Vector(&sum)[N]) __attribute__((always_inline)) {
+#pragma GCC unroll 4
             for (int n = 0; n < N; ++n) sum[n] = load(waiting + i * m_.columns * G_ + p * kLanesOfPanel + n * kWidth);
           },
           [&](int64_t i, int64_t p, Vector(&sum)[N]) __attribute__((always_inline)) {
+#pragma GCC unroll 4
             for (int n = 0; n < kGateVectors; ++n)
               store_units(s_.g + i * F_, p * kUnitsOfPanel + n * kWidth, F_, gate(sum[n], sum[kGateVectors + n]));
           });
@@ -276,6 +281,7 @@ class Tile {
       multiply_panels<N>(
           packed.through, packed_.through_panels(l), n_, F_, 1, F_, [&](int64_t) { return s_.g; },
           [&](int64_t i, int64_t p, Vector(&sum)[N]) __attribute__((always_inline)) {
+#pragma GCC unroll 4
             for (int n = 0; n < N; ++n) {
               const int64_t v = p * N + n;
               sum[n] = v < residuals ? load_units(layer.residual_bias, v * kWidth, F_)
@@ -284,6 +290,7 @@ class Tile {
             }
           },
           [&](int64_t i, int64_t p, Vector(&sum)[N]) __attribute__((always_inline)) {
+#pragma GCC unroll 4
             for (int n = 0; n < N; ++n) {
               const int64_t v = p * N + n;
               if (v < residuals) {
