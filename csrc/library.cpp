@@ -103,4 +103,15 @@ STABLE_TORCH_LIBRARY(pyar, m) {
       "pixel_cnn_sample(Tensor[] layers, Tensor[] head, Tensor? gates, int rows, int columns, int num_states, "
       "int mixtures, Tensor seed, int num_samples, int first_index, float temperature, Tensor? given, Tensor? dims) "
       "-> (Tensor, Tensor)");
+
+  // A layer of the Row LSTM or the Diagonal BiLSTM: x [B, rows, columns, F] → y of that shape, and if keep is true,
+  // what its gradients would otherwise compute again. own [B, rows, columns, E]: the pixels' own numbers, which the
+  // right direction of the Diagonal BiLSTM reads. weights, of h units: W [2, 4h, F], U [3, 4h, h], b, up [F, h],
+  // up_bias [F]; if diagonal: W [4h, F], U [2, 4h, h], b from the left, W [4h, F + E], U, b from the right, up,
+  // up_bias. Every b is [4h], or [B, 4h] with what a context adds. CPU alone.
+  m.def("pixel_rnn_layer(Tensor x, Tensor? own, Tensor[] weights, bool diagonal, bool keep) -> (Tensor, Tensor)");
+  // Gradients of x, of own (empty if own_gradient is false) and of the weights.
+  m.def(
+      "pixel_rnn_layer_backward(Tensor grad, Tensor x, Tensor? own, Tensor[] weights, Tensor kept, bool diagonal, "
+      "bool own_gradient) -> (Tensor, Tensor, Tensor[])");
 }

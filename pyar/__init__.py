@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from pyar.models import register_model
     from pyar.models.base import AutoregressiveModel, DensityModel
     from pyar.models.deep_nade import DeepNADE
+    from pyar.models.diagonal_bilstm import DiagonalBiLSTM
     from pyar.models.made import MADE
     from pyar.models.nade import NADE
     from pyar.models.pixel_cnn import PixelCNN
     from pyar.models.pixel_lstm import PixelLSTM
     from pyar.models.rnade import RNADE
+    from pyar.models.row_lstm import RowLSTM
     from pyar.models.table_nade import TableNADE
     from pyar.native import build_info
 
@@ -25,8 +27,10 @@ __all__ = [
     "AutoregressiveModel",
     "DeepNADE",
     "DensityModel",
+    "DiagonalBiLSTM",
     "PixelCNN",
     "PixelLSTM",
+    "RowLSTM",
     "TableNADE",
     "build_info",
     "load",
@@ -39,11 +43,13 @@ _HOMES = {
     "AutoregressiveModel": "pyar.models",
     "DeepNADE": "pyar.models",
     "DensityModel": "pyar.models",
+    "DiagonalBiLSTM": "pyar.models",
     "MADE": "pyar.models",
     "NADE": "pyar.models",
     "PixelCNN": "pyar.models",
     "PixelLSTM": "pyar.models",
     "RNADE": "pyar.models",
+    "RowLSTM": "pyar.models",
     "TableNADE": "pyar.models",
     "build_info": "pyar.native",
     "load": "pyar.checkpoint",

@@ -35,10 +35,10 @@ PYAR_INLINE Vector load_weights(const Bfloat16* p) {
 
 // sum[m][n] += Σ_{k < depth} a[m·row_stride + k·depth_stride] · b[(k·N + n)·kWidth …]
 //   a  the rows' values, broadcast: depth_stride = 1 for rows stored one after the other, row_stride = 1 for columns
-//   b  [depth][N·kWidth], float or Bfloat16
+//   b  [depth][N·kWidth], float or Bfloat16, a row `b_stride` behind the other
 template <int M, int N, class Weight>
 PYAR_INLINE void multiply_accumulate(Vector (&sum)[M][N], const float* a, int64_t row_stride, int64_t depth_stride,
-                                     const Weight* b, int64_t depth) {
+                                     const Weight* b, int64_t depth, int64_t b_stride = N * kWidth) {
   for (int64_t k = 0; k < depth; ++k) {
     Vector operand[N];
 #pragma GCC unroll 4
@@ -50,7 +50,7 @@ PYAR_INLINE void multiply_accumulate(Vector (&sum)[M][N], const float* a, int64_
       for (int n = 0; n < N; ++n) sum[m][n] = fused_multiply_add(value, operand[n], sum[m][n]);
     }
     a += depth_stride;
-    b += N * kWidth;
+    b += b_stride;
   }
 }
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pyar.models.base import DensityModel
 
 ENTRY_POINTS = "pyar.models"
-_NO_FAMILIES = {"base", "layers", "orders", "plane"}
+_NO_FAMILIES = {"base", "layers", "orders", "pixel_rnn", "plane"}
 
 _registered: dict[str, type[DensityModel]] = {}
 

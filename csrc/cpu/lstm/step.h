@@ -4,8 +4,8 @@
 // in registers together when their sums are complete. All numbers of a sample depend on that sample alone.
 #pragma once
 
+#include "cpu/cell.h"
 #include "cpu/gemm.h"
-#include "cpu/lstm/cell.h"
 #include "cpu/lstm/kernel.h"
 
 namespace pyar::cpu::PYAR_LEVEL {

@@ -1,6 +1,6 @@
 // The recurrent cell, apart from everything around it.
 //
-// The loops in sample_kernel.cpp know of a cell only this much; another one (GRU, plain RNN) is another struct:
+// The kernels' loops know of a cell only this much; another one (GRU, plain RNN) is another struct:
 //   kGates            sums per hidden unit. Each starts from the input's table row (or, above the first layer, from the
 //                     bias and the weights times the layer below) and gathers the recurrent weights times h.
 //   forward(sum, c)   turns a vector of units' sums into their new h, and updates c, what else the cell remembers.

@@ -1,0 +1,304 @@
+// Layers of the Row LSTM and the Diagonal BiLSTM on the CPU: checks, memory, threads. The loops are in
+// pixel_rnn_layer_kernel.cpp.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <tuple>
+
+#include "cpu/dispatch.h"
+#include "cpu/grid/pixel_rnn.h"
+#include "cpu/host.h"
+#include "cpu/large_pages.h"
+#include "cpu/team.h"
+
+namespace pyar::cpu {
+namespace {
+
+// The weights' gradients are sums over so many groups of samples, each in order: a matter of the batch alone, so that
+// the number of threads changes nothing.
+constexpr int64_t kGroups = 32;
+
+float* numbers(Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
+
+// A layer's arguments, checked, and its weights packed.
+class Layer {
+ public:
+  PixelRnnShape shape{};
+  int64_t batch;
+  const float* x;
+  const float* own;
+  PackedLayer packed{};
+  LayerWeights weights{};
+
+  Layer(const Tensor& x_map, const std::optional<Tensor>& own_map, const std::vector<Tensor>& tensors, bool diagonal,
+        bool with_backward) {
+    const size_t expected = diagonal ? 8 : 5;
+    STD_TORCH_CHECK(tensors.size() == expected, "weights must hold ", expected, " tensors, got ", tensors.size());
+    const Tensor& up = tensors[expected - 2];
+    STD_TORCH_CHECK(x_map.dim() == 4 && up.dim() == 2, "x must be [B, rows, columns, F] and up [F, h], got ",
+                    shape_text(shape_of(x_map)), " and ", shape_text(shape_of(up)));
+    batch = x_map.size(0);
+    const int64_t F = up.size(0), h = up.size(1), rows = x_map.size(1), columns = x_map.size(2);
+    STD_TORCH_CHECK(F >= 1 && h >= 1 && rows >= 1 && columns >= 1, "x and up must not be empty, got ",
+                    shape_text(shape_of(x_map)), " and ", shape_text(shape_of(up)));
+    int64_t E = 0;
+    if (own_map.has_value()) {
+      STD_TORCH_CHECK(diagonal && own_map->dim() == 4 && own_map->size(3) >= 1,
+                      "own must be [B, rows, columns, E], of the Diagonal BiLSTM alone, got ",
+                      shape_text(shape_of(*own_map)));
+      E = own_map->size(3);
+    }
+    shape = {rows, columns, F, E, h, diagonal};
+    x = parameters_.keep(x_map, "x", {batch, rows, columns, F});
+    own = E > 0 ? parameters_.keep(*own_map, "own", {batch, rows, columns, E}) : nullptr;
+    const Tensor& bias = tensors[2];
+    STD_TORCH_CHECK(bias.dim() == 1 || bias.dim() == 2, "b must be [4h] or [B, 4h], got ", shape_text(shape_of(bias)));
+    weights.bias_by_sample = packed.bias_by_sample = bias.dim() == 2;
+    bias_shape_ = {4 * h};
+    if (bias.dim() == 2) bias_shape_.insert(bias_shape_.begin(), batch);
+    for (int index = 0; index < shape.directions(); ++index) {
+      const Tensor* t = &tensors[3 * index];
+      const int64_t inputs = F + (index > 0 ? E : 0), taps = diagonal ? 2 : 3;
+      const float* W =
+          diagonal ? parameters_.keep(t[0], "W", {4 * h, inputs}) : parameters_.keep(t[0], "W", {2, 4 * h, F});
+      const float* U = parameters_.keep(t[1], "U", {taps, 4 * h, h});
+      weights.bias[index] = parameters_.keep(t[2], "b", bias_shape_);
+      place_taps(index, W, U);
+    }
+    weights.up = parameters_.keep(up, "up", {F, h});
+    weights.up_bias = packed.up_bias = parameters_.keep(tensors[expected - 1], "up_bias", {F});
+    pack(with_backward);
+  }
+  Layer(const Layer&) = delete;
+
+  // Where each tap's weights lie in W and U, the same for what they are and for their gradients.
+  template <class Float, class Place>
+  void for_taps(int index, Float* W, Float* U, const Place& place) const {
+    const PixelRnnShape& s = shape;
+    const Direction d = direction_of(s, index);
+    int64_t inputs = 0, states = 0;
+    for (int t = 0; t < d.count; ++t) {
+      if (d.tap[t].source == Source::state) {
+        place(t, U + states++ * 4 * s.hidden * s.hidden, s.hidden);
+      } else if (s.diagonal) {
+        place(t, W + (d.tap[t].source == Source::own ? s.features : 0), s.features + (index > 0 ? s.own : 0));
+      } else {
+        place(t, W + inputs++ * 4 * s.hidden * s.features, s.features);
+      }
+    }
+  }
+
+ private:
+  void place_taps(int index, const float* W, const float* U) {
+    for_taps(index, W, U, [&](int t, const float* data, int64_t stride) { weights.tap[index][t] = {data, stride}; });
+  }
+
+  void pack(bool with_backward) {
+    const int64_t units = shape.units(), gates = shape.gates();
+    int64_t size = 0;
+    const auto lay_out = [&](float* base) {
+      size = 0;
+      const auto part = [&](int64_t count) {
+        const int64_t at = size;
+        size += padded_to_16(count);
+        return base == nullptr ? nullptr : base + at;
+      };
+      for (int index = 0; index < shape.directions(); ++index) {
+        const Direction d = direction_of(shape, index);
+        packed.forward[index] = part(depth_of(d) * gates);
+        packed.bias[index] = part((packed.bias_by_sample ? batch : 1) * gates);
+        if (with_backward) packed.backward[index] = part(padded_to_panel(columns_of(d)) * gates);
+      }
+      packed.up = part(padded_to_panel(shape.features) * shape.hidden);
+      if (with_backward) packed.up_back = part(padded_to_panel(units) * shape.features);
+    };
+    lay_out(nullptr);
+    space_.emplace(size);
+    lay_out(space_->data());
+    PYAR_FOR_THIS_CPU(pack_pixel_rnn_layer)(shape, weights, batch, packed, with_backward);
+  }
+
+  Parameters parameters_;
+  std::vector<int64_t> bias_shape_;
+  std::optional<WorkSpace> space_;
+};
+
+// Hands out parts of a block of memory; without one, counts what is needed.
+struct Parts {
+  float* base;
+  int64_t size = 0;
+
+  float* take(int64_t count) {
+    const int64_t at = size;
+    size += padded_to_16(count);
+    return base == nullptr ? nullptr : base + at;
+  }
+};
+
+std::tuple<Tensor, Tensor> pixel_rnn_layer(Tensor x, std::optional<Tensor> own, std::vector<Tensor> weights,
+                                           bool diagonal, bool keep) {
+  const Layer layer(x, own, weights, diagonal, false);
+  const PixelRnnShape& s = layer.shape;
+  const int64_t each = states_size(s), map = s.positions() * s.features;
+  Tensor y = torch::stable::new_empty(x, {layer.batch, s.rows, s.columns, s.features});
+  Tensor kept = torch::stable::new_empty(x, {keep ? layer.batch * each : 0});
+  float* states = numbers(kept);
+  prefer_large_pages(states, keep ? layer.batch * each * int64_t{sizeof(float)} : 0);
+  const auto run = PYAR_FOR_THIS_CPU(pixel_rnn_layer);
+  Crew crew;
+  const int64_t pieces = std::min<int64_t>(layer.batch, 8 * crew.size());
+  crew.share(pieces, [&](int64_t piece, int64_t) {
+    const int64_t begin = layer.batch * piece / pieces, end = layer.batch * (piece + 1) / pieces;
+    Parts parts{nullptr};
+    const auto lay_out = [&](LayerForward& f, float** own_states) {
+      f.mixed = parts.take(s.diagonal ? s.positions() * s.units() : 0);
+      *own_states = parts.take(keep ? 0 : each);
+    };
+    LayerForward f{s, layer.packed, nullptr, nullptr, 0, {}, nullptr, nullptr};
+    float* own_states = nullptr;
+    lay_out(f, &own_states);
+    const WorkSpace space(parts.size);
+    parts = {space.data()};
+    lay_out(f, &own_states);
+    for (int64_t b = begin; b < end; ++b) {
+      f.x = layer.x + b * map;
+      f.own = layer.own == nullptr ? nullptr : layer.own + b * s.positions() * s.own;
+      f.sample = b;
+      for (int index = 0; index < s.directions(); ++index) {
+        f.states[index] = states_at(s, keep ? states + b * each : own_states, index);
+        if (!keep) f.states[index].gates = nullptr;
+      }
+      f.y = numbers(y) + b * map;
+      run(f);
+    }
+  });
+  return {y, kept};
+}
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>> pixel_rnn_layer_backward(Tensor grad, Tensor x,
+                                                                         std::optional<Tensor> own,
+                                                                         std::vector<Tensor> weights, Tensor kept,
+                                                                         bool diagonal, bool own_gradient) {
+  const Layer layer(x, own, weights, diagonal, true);
+  const PixelRnnShape& s = layer.shape;
+  const int64_t each = states_size(s), map = s.positions() * s.features, units = s.units(), gates = s.gates();
+  const bool is_kept = kept.numel() > 0;
+  Parameters others;
+  const float* dy = others.keep(grad, "grad", {layer.batch, s.rows, s.columns, s.features});
+  const float* states = others.keep(kept, "kept", {is_kept ? layer.batch * each : 0});
+  STD_TORCH_CHECK(!own_gradient || s.own > 0, "own has no gradient, since there is none");
+  Tensor dx = torch::stable::new_empty(x, {layer.batch, s.rows, s.columns, s.features});
+  Tensor down = torch::stable::new_empty(x, {own_gradient ? layer.batch : 0, s.rows, s.columns, s.own});
+  std::vector<Tensor> gradients;
+  for (const Tensor& w : weights) gradients.push_back(torch::stable::new_empty(w, shape_of(w)));
+
+  // The sums of every group, and the biases' of every sample where each has its own.
+  const int64_t groups = std::min<int64_t>(layer.batch, kGroups);
+  const bool by_sample = layer.packed.bias_by_sample;
+  const auto sums = [&](Parts& parts, LayerGradients& g) {
+    for (int index = 0; index < s.directions(); ++index) {
+      g.taps[index] = parts.take(depth_of(direction_of(s, index)) * gates);
+      g.bias[index] = parts.take(by_sample ? 0 : gates);
+    }
+    g.up = parts.take(s.hidden * padded_to_16(s.features));
+    g.up_bias = parts.take(padded_to_16(s.features));
+  };
+  LayerGradients total{};
+  Parts counted{nullptr};
+  sums(counted, total);
+  const int64_t sums_size = counted.size;
+  const WorkSpace group_sums(std::max<int64_t>(groups, 1) * sums_size);
+  const WorkSpace sample_bias(by_sample ? layer.batch * s.directions() * gates : 0);
+
+  const int64_t widest = columns_of(direction_of(s, s.directions() - 1));
+  const auto forward = PYAR_FOR_THIS_CPU(pixel_rnn_layer);
+  const auto run = PYAR_FOR_THIS_CPU(pixel_rnn_layer_backward);
+  Crew crew;
+  crew.share(groups, [&](int64_t group, int64_t) {
+    LayerBackward b{};
+    b.shape = s;
+    b.weights = layer.packed;
+    float* own_states = nullptr;
+    const auto lay_out = [&](Parts parts) {
+      b.mixed = parts.take(s.positions() * units);
+      b.dmixed = parts.take(s.positions() * units);
+      b.dh = parts.take(s.positions() * units);
+      b.dc = parts.take(s.positions() * units);
+      b.dgates = parts.take(s.positions() * gates);
+      b.padded_dy = parts.take(s.features % 16 == 0 ? 0 : s.positions() * padded_to_16(s.features));
+      b.products = parts.take(std::max(s.rows, s.columns) * widest);
+      own_states = parts.take(is_kept ? 0 : each);
+      return parts.size;
+    };
+    const WorkSpace space(lay_out(Parts{nullptr}));
+    lay_out(Parts{space.data()});
+    float* of_group = group_sums.data() + group * sums_size;
+    std::memset(of_group, 0, sums_size * sizeof(float));
+    Parts parts{of_group};
+    sums(parts, b.gradients);
+    for (int64_t i = layer.batch * group / groups; i < layer.batch * (group + 1) / groups; ++i) {
+      b.x = layer.x + i * map;
+      b.own = layer.own == nullptr ? nullptr : layer.own + i * s.positions() * s.own;
+      b.dy = dy + i * map;
+      b.dx = numbers(dx) + i * map;
+      b.down = own_gradient ? numbers(down) + i * s.positions() * s.own : nullptr;
+      for (int index = 0; index < s.directions(); ++index) {
+        b.states[index] = states_at(s, is_kept ? const_cast<float*>(states) + i * each : own_states, index);
+        if (!by_sample) continue;
+        b.gradients.bias[index] = sample_bias.data() + (i * s.directions() + index) * gates;
+        std::memset(b.gradients.bias[index], 0, gates * sizeof(float));
+      }
+      if (!is_kept) {
+        LayerForward f{s, layer.packed, b.x, b.own, i, {b.states[0], b.states[1]}, nullptr, nullptr};
+        forward(f);
+      }
+      run(b);
+    }
+  });
+
+  float* all = group_sums.data();
+  if (groups == 0) std::memset(all, 0, sums_size * sizeof(float));
+  // Pairs, pairs of pairs, …: short sums, in one order.
+  for (int64_t distance = 1; distance < groups; distance *= 2)
+    for (int64_t group = 0; group + distance < groups; group += 2 * distance)
+      for (int64_t k = 0; k < sums_size; ++k) all[group * sums_size + k] += all[(group + distance) * sums_size + k];
+  Parts parts{all};
+  sums(parts, total);
+  // From [units/16][4][16] to [4][h].
+  const auto place_of = [](int64_t gate, int64_t unit) { return unit / 16 * 64 + gate * 16 + unit % 16; };
+  for (int index = 0; index < s.directions(); ++index) {
+    Tensor* g = &gradients[3 * index];
+    const Direction d = direction_of(s, index);
+    const float* from = total.taps[index];
+    layer.for_taps(index, numbers(g[0]), numbers(g[1]), [&](int t, float* to, int64_t stride) {
+      for (int64_t gate = 0; gate < 4; ++gate)
+        for (int64_t unit = 0; unit < s.hidden; ++unit)
+          for (int64_t k = 0; k < d.tap[t].width; ++k)
+            to[(gate * s.hidden + unit) * stride + k] = from[k * gates + place_of(gate, unit)];
+      from += d.tap[t].width * gates;
+    });
+    for (int64_t b = 0; b < (by_sample ? layer.batch : 1); ++b) {
+      const float* bias = by_sample ? sample_bias.data() + (b * s.directions() + index) * gates : total.bias[index];
+      for (int64_t gate = 0; gate < 4; ++gate)
+        for (int64_t unit = 0; unit < s.hidden; ++unit)
+          numbers(g[2])[(b * 4 + gate) * s.hidden + unit] = bias[place_of(gate, unit)];
+    }
+  }
+  Tensor* last = &gradients[gradients.size() - 2];
+  for (int64_t f = 0; f < s.features; ++f) {
+    for (int64_t k = 0; k < s.hidden; ++k)
+      numbers(last[0])[f * s.hidden + k] = total.up[k * padded_to_16(s.features) + f];
+    numbers(last[1])[f] = total.up_bias[f];
+  }
+  return {dx, down, gradients};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(pyar, CPU, m) {
+  m.impl("pixel_rnn_layer", TORCH_BOX(&pixel_rnn_layer));
+  m.impl("pixel_rnn_layer_backward", TORCH_BOX(&pixel_rnn_layer_backward));
+}
+
+}  // namespace
+}  // namespace pyar::cpu
