@@ -118,3 +118,15 @@ def test_ising_finds_the_free_energy(beta, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "variational" in printed
     assert "effective sample size" in printed
+
+
+def test_known_law(capsys):
+    example = load("known_law")
+    rows = example.draw(200_000, 3)
+    # E exp(log of a wrong law − log of the law) = 1 only for the law's own density: here rows are moved by a shift.
+    shifted = rows.assign(x=rows["x"] + 0.1)
+    ratio = math.e ** (example.log_density(shifted) - example.log_density(rows))
+    assert ratio.mean() == pytest.approx(1, abs=0.02)
+    divergences = example.main(["--steps", "150", "--rows", "3000"])
+    assert 0 < divergences[8] < divergences[1] < 1.5
+    assert "in truth 0.881" in capsys.readouterr().out
