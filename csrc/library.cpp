@@ -114,4 +114,10 @@ STABLE_TORCH_LIBRARY(pyar, m) {
   m.def(
       "pixel_rnn_layer_backward(Tensor grad, Tensor x, Tensor? own, Tensor[] weights, Tensor kept, bool diagonal, "
       "bool own_gradient) -> (Tensor, Tensor, Tensor[])");
+  // Sampling of both, C channels a pixel: first: above [F, C, 3, 7], left [F, C, 1, 3], bias [F] · layers: every
+  // layer's weights in turn, b [4h] or [N, 4h] · the others as pixel_cnn_sample's. CPU alone.
+  m.def(
+      "pixel_rnn_sample(Tensor[] first, Tensor[] layers, Tensor[] head, bool diagonal, int rows, int columns, "
+      "int num_states, int mixtures, Tensor seed, int num_samples, int first_index, float temperature, Tensor? given, "
+      "Tensor? dims) -> (Tensor, Tensor)");
 }

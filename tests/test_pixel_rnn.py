@@ -230,6 +230,12 @@ def test_opcheck(diagonal: bool) -> None:
     _, kept = torch.ops.pyar.pixel_rnn_layer(*case, diagonal, True)
     arguments = (torch.ones_like(case.x), *case, kept, diagonal, case.own is not None)
     torch.library.opcheck(torch.ops.pyar.pixel_rnn_layer_backward.default, arguments)
+    model = image_model(MODELS[diagonal], (3, 4), 2, num_classes=2)
+    (first, layers, head), _ = sampler_arguments(model, 2)
+    flat = [weight for weights in layers for weight in weights]
+    arguments = [[tensor.detach() for tensor in tensors] for tensors in (first, flat, head)]
+    arguments += [diagonal, 3, 4, 2, 0, torch.tensor(1), 2, 0, 1.0, None, None]
+    torch.library.opcheck(torch.ops.pyar.pixel_rnn_sample.default, tuple(arguments))
 
 
 @needs_kernels
@@ -264,6 +270,9 @@ def test_levels_with_fused_multiply_add_give_the_same_bits() -> None:
         "        case = t.layer_case(diagonal, sizes, True).to(torch.float32)\n"
         "        for value in t.value_and_gradients(t.ops._layer, case):\n"
         "            digest.update(value.detach().numpy().tobytes())\n"
+        "for kind in t.MODELS:\n"
+        "    for value in t.image_model(kind, (5, 4, 2), 3, hidden_size=9).sample_and_log_prob(40, seed=1):\n"
+        "        digest.update(value.numpy().tobytes())\n"
         "print(digest.hexdigest())\n"
     )
     command = [sys.executable, "-c", program, str(Path(__file__).parent)]
@@ -375,6 +384,60 @@ def test_samples_are_inverse_cdfs_and_carry_their_log_prob(
         assert_inverse_cdf(x[:, order], logits[:, order], uniforms(3, 7, 40, model.dim)[:, order], temperature)
         if temperature == 1.0:
             torch.testing.assert_close(log_prob, model.log_prob(x, **told), rtol=1e-5, atol=1e-4)
+
+
+def sampler_arguments(model: PixelRNN, count: int) -> tuple[tuple, dict[str, Any]]:
+    """What pixel_rnn_sample takes for a model, with a seed and some pixels given."""
+    context = model._check_context(context_of(model, count).get("context"), count)
+    parameters = model._first(), [layer.weights_now(context) for layer in model.layers], model._head_parameters()
+    return parameters, {
+        "shape": (model.rows, model.columns),
+        "num_states": model.num_states,
+        "output": model.output,
+        "seed": torch.tensor(11),
+        "num_samples": count,
+        "given": random_states(count, model.dim // 3, model.num_states),
+        "dims": model.order,
+    }
+
+
+@needs_kernels
+@pytest.mark.parametrize(("shape", "num_states", "options"), VARIANTS)
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_native_sampler_draws_what_torch_draws(
+    kind: type[PixelRNN], shape: tuple, num_states: int, options: dict
+) -> None:
+    model = image_model(kind, (shape[0] + 3, shape[1] + 4, *shape[2:]), num_states, hidden_size=9, **options)
+    parameters, told = sampler_arguments(model, 25)
+    with torch.no_grad():
+        x, log_prob = ops.pixel_rnn_sample(*parameters, **told)
+        expected, expected_log_prob = ops.cached_sample(*parameters, **told)
+    same = (x == expected).all(dim=1)
+    assert same.sum() >= 24  # a uniform may fall between two roundings of a boundary
+    torch.testing.assert_close(log_prob[same], expected_log_prob[same], rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", MODELS)
+def test_samples_are_the_same_for_every_number_of_threads(kind: type[PixelRNN]) -> None:
+    model = image_model(kind, (4, 5), 3, hidden_size=20)
+    threads, drawn = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            drawn.append(model.sample_and_log_prob(41, seed=2))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(map(torch.equal, *drawn))
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", MODELS)
+def test_parameters_that_are_no_numbers_are_told(kind: type[PixelRNN]) -> None:
+    model = image_model(kind, (3, 4), 2)
+    model.layers[0].up.data.fill_(torch.nan)
+    with pytest.raises(RuntimeError, match="NaN or infinite"):
+        model.sample(3)
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -79,7 +79,7 @@ def diagonal_bilstm_layer(
 
 def _layer(x: Tensor, own: Tensor | None, weights: list[Tensor]) -> Tensor:
     diagonal = len(weights) == 8
-    _check(x, own, weights, diagonal)
+    _check(x, own, weights)
     if x.device.type == "cpu" and has_kernels("cpu"):
         wanted = transforms.needs_gradient([x, *weights, *([] if own is None else [own])])
         keep = wanted and 4 * _kept_size(x, weights, diagonal, True) <= MOST_KEPT
@@ -182,7 +182,27 @@ def pixel_rnn_sample(
     num_samples, first_index, temperature = validate.check_sampling(num_samples, first_index, temperature)
     validate.check_seed(seed, head.W.device)
     given = validate.check_given(given, num_samples, shape[0] * shape[1] * len(head.V), num_states, head.W.device)
+    mixtures = 0 if output == "softmax" else head.V.shape[1] // 3
+    _check_stack(first, layers, head, num_samples, 3 * mixtures or (1 if num_states == 2 else num_states))
     with torch.no_grad():
+        if head.W.device.type == "cpu" and has_kernels("cpu"):
+            return torch.ops.pyar.pixel_rnn_sample(
+                list(first),
+                [weight for weights in layers for weight in weights],
+                list(head),
+                len(layers[0]) == 8,
+                *shape,
+                num_states,
+                mixtures,
+                seed,
+                num_samples,
+                first_index,
+                temperature,
+                given,
+                dims,
+            )
+        if head.W.device.type == "cpu":
+            warn_reference("cpu")
         return cached_sample(
             first, layers, head, shape, num_states, output, seed, num_samples, first_index, temperature, given, dims
         )
@@ -323,31 +343,60 @@ def _by_position(b: Tensor) -> Tensor:
     return b if b.dim() == 1 else b[:, None, None]
 
 
-def _check(x: Tensor, own: Tensor | None, weights: Sequence[Tensor], diagonal: bool) -> None:
+def _check(x: Tensor, own: Tensor | None, weights: Sequence[Tensor]) -> None:
     """Raises TypeError or ValueError for arguments that do not fit together."""
-    validate.check_dimensions("up", weights[-2], "[F, h]", 2)
     if not isinstance(x, Tensor) or x.dim() != 4 or 0 in x.shape[1:]:
         got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"x must be [B, rows, columns, F], got {got}")
-    F, h = weights[-2].shape
-    B = x.shape[0]
-    E = 0
-    expected: list[tuple[str, Tensor, Sequence[int]]] = [("x", x, (*x.shape[:3], F))]
+    expected = _expected(weights, x.shape[0], 0 if own is None else own.shape[-1])
+    maps = [("x", x, (*x.shape[:3], weights[-2].shape[0]))]
     if own is not None:
         if not isinstance(own, Tensor) or own.dim() != 4 or own.shape[3] == 0:
             got = list(own.shape) if isinstance(own, Tensor) else type(own).__name__
             raise ValueError(f"own must be [B, rows, columns, E], got {got}")
-        E = own.shape[3]
-        expected.append(("own", own, (*x.shape[:3], E)))
+        maps.append(("own", own, (*x.shape[:3], own.shape[3])))
+    validate.check_parameters([*maps, *expected])
+
+
+def _expected(weights: Sequence[Tensor], batch: int, own: int) -> list[tuple[str, Tensor, Sequence[int]]]:
+    """What check_parameters has to know of a layer's weights; `own` numbers of the pixel itself."""
+    up = weights[-2]
+    validate.check_dimensions("up", up, "[F, h]", 2)
+    F, h = up.shape
     by_sample = isinstance(weights[2], Tensor) and weights[2].dim() == 2
-    bias = (B, 4 * h) if by_sample else (4 * h,)
-    if diagonal:
-        for number, (name, inputs) in enumerate((("left", F), ("right", F + E))):
-            W, U, b = weights[3 * number : 3 * number + 3]
-            expected += [(f"W_{name}", W, (4 * h, inputs)), (f"U_{name}", U, (2, 4 * h, h)), (f"b_{name}", b, bias)]
-    else:
-        expected += [("W", weights[0], (2, 4 * h, F)), ("U", weights[1], (3, 4 * h, h)), ("b", weights[2], bias)]
-    expected += [("up", weights[-2], (F, h)), ("up_bias", weights[-1], (F,))]
+    bias = (batch, 4 * h) if by_sample else (4 * h,)
+    last = [("up", up, (F, h)), ("up_bias", weights[-1], (F,))]
+    if len(weights) == 5:
+        W, U, b = weights[:3]
+        return [("W", W, (2, 4 * h, F)), ("U", U, (3, 4 * h, h)), ("b", b, bias), *last]
+    both: list[tuple[str, Tensor, Sequence[int]]] = []
+    for number, (name, inputs) in enumerate((("left", F), ("right", F + own))):
+        W, U, b = weights[3 * number : 3 * number + 3]
+        both += [(f"W_{name}", W, (4 * h, inputs)), (f"U_{name}", U, (2, 4 * h, h)), (f"b_{name}", b, bias)]
+    return [*both, *last]
+
+
+def _check_stack(
+    first: First, layers: Sequence[Sequence[Tensor]], head: HeadParameters, num_samples: int, num_outputs: int
+) -> None:
+    """The same for all parameters of a sampler."""
+    validate.check_dimensions("W", head.W, "[M, F]", 2)
+    validate.check_dimensions("V", head.V, "[C, P, M]", 3)
+    (M, F), C = head.W.shape, len(head.V)
+    expected = [
+        ("W", head.W, (M, F)),
+        ("w", head.w, (M,)),
+        ("E", head.E, (C * (C - 1) // 2, *head.E.shape[1:2], M)),
+        ("V", head.V, (C, num_outputs, M)),
+        ("b", head.b, (C, num_outputs)),
+        ("above", first.above, (F, C, 3, 7)),
+        ("left", first.left, (F, C, 1, 3)),
+        ("bias", first.bias, (F,)),
+    ]
+    for number, weights in enumerate(layers):
+        own = C if len(weights) == 8 else 0
+        expected += [(f"layers[{number}].{n}", w, shape) for n, w, shape in _expected(weights, num_samples, own)]
+        expected.append((f"layers[{number}].up", weights[-2], (F, layers[0][-2].shape[1])))
     validate.check_parameters(expected)
 
 
@@ -400,7 +449,26 @@ def _refuse_double_backward(ctx: Any, *grads: Any) -> None:
     )
 
 
+def _sample_shapes(
+    first: list[Tensor],
+    layers: list[Tensor],
+    head: list[Tensor],
+    diagonal: bool,
+    rows: int,
+    columns: int,
+    num_states: int,
+    mixtures: int,
+    seed: Tensor,
+    num_samples: int,
+    *options: Any,
+) -> tuple[Tensor, Tensor]:
+    W, V = head[0], head[3]
+    return W.new_empty((num_samples, rows * columns * V.shape[0]), dtype=torch.uint8), W.new_empty(num_samples)
+
+
 def _register() -> None:
+    torch.library.register_fake("pyar::pixel_rnn_sample", _sample_shapes)
+    torch.library.register_autocast("pyar::pixel_rnn_sample", "cpu", torch.float32)
     for name, shapes in {"pixel_rnn_layer": _layer_shapes, "pixel_rnn_layer_backward": _backward_shapes}.items():
         torch.library.register_fake(f"pyar::{name}", shapes)
         torch.library.register_autocast(f"pyar::{name}", "cpu", torch.float32)

@@ -4,12 +4,10 @@
 
 #include <algorithm>
 #include <cstring>
-#include <optional>
 #include <tuple>
 
 #include "cpu/dispatch.h"
-#include "cpu/grid/pixel_rnn.h"
-#include "cpu/host.h"
+#include "cpu/grid/pixel_rnn_host.h"
 #include "cpu/large_pages.h"
 #include "cpu/team.h"
 
@@ -22,118 +20,36 @@ constexpr int64_t kGroups = 32;
 
 float* numbers(Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
 
-// A layer's arguments, checked, and its weights packed.
-class Layer {
- public:
-  PixelRnnShape shape{};
+// A layer's maps, checked, and its weights.
+struct Layer {
+  Parameters parameters;
   int64_t batch;
+  const PixelRnnWeights weights;
+  const PixelRnnShape& shape;
+  const PackedLayer& packed;
   const float* x;
   const float* own;
-  PackedLayer packed{};
-  LayerWeights weights{};
 
   Layer(const Tensor& x_map, const std::optional<Tensor>& own_map, const std::vector<Tensor>& tensors, bool diagonal,
-        bool with_backward) {
-    const size_t expected = diagonal ? 8 : 5;
-    STD_TORCH_CHECK(tensors.size() == expected, "weights must hold ", expected, " tensors, got ", tensors.size());
-    const Tensor& up = tensors[expected - 2];
-    STD_TORCH_CHECK(x_map.dim() == 4 && up.dim() == 2, "x must be [B, rows, columns, F] and up [F, h], got ",
-                    shape_text(shape_of(x_map)), " and ", shape_text(shape_of(up)));
-    batch = x_map.size(0);
-    const int64_t F = up.size(0), h = up.size(1), rows = x_map.size(1), columns = x_map.size(2);
-    STD_TORCH_CHECK(F >= 1 && h >= 1 && rows >= 1 && columns >= 1, "x and up must not be empty, got ",
-                    shape_text(shape_of(x_map)), " and ", shape_text(shape_of(up)));
-    int64_t E = 0;
-    if (own_map.has_value()) {
-      STD_TORCH_CHECK(diagonal && own_map->dim() == 4 && own_map->size(3) >= 1,
-                      "own must be [B, rows, columns, E], of the Diagonal BiLSTM alone, got ",
-                      shape_text(shape_of(*own_map)));
-      E = own_map->size(3);
-    }
-    shape = {rows, columns, F, E, h, diagonal};
-    x = parameters_.keep(x_map, "x", {batch, rows, columns, F});
-    own = E > 0 ? parameters_.keep(*own_map, "own", {batch, rows, columns, E}) : nullptr;
-    const Tensor& bias = tensors[2];
-    STD_TORCH_CHECK(bias.dim() == 1 || bias.dim() == 2, "b must be [4h] or [B, 4h], got ", shape_text(shape_of(bias)));
-    weights.bias_by_sample = packed.bias_by_sample = bias.dim() == 2;
-    bias_shape_ = {4 * h};
-    if (bias.dim() == 2) bias_shape_.insert(bias_shape_.begin(), batch);
-    for (int index = 0; index < shape.directions(); ++index) {
-      const Tensor* t = &tensors[3 * index];
-      const int64_t inputs = F + (index > 0 ? E : 0), taps = diagonal ? 2 : 3;
-      const float* W =
-          diagonal ? parameters_.keep(t[0], "W", {4 * h, inputs}) : parameters_.keep(t[0], "W", {2, 4 * h, F});
-      const float* U = parameters_.keep(t[1], "U", {taps, 4 * h, h});
-      weights.bias[index] = parameters_.keep(t[2], "b", bias_shape_);
-      place_taps(index, W, U);
-    }
-    weights.up = parameters_.keep(up, "up", {F, h});
-    weights.up_bias = packed.up_bias = parameters_.keep(tensors[expected - 1], "up_bias", {F});
-    pack(with_backward);
+        bool with_backward)
+      : batch(batch_of(x_map, own_map, diagonal)),
+        weights(tensors, diagonal, x_map.size(1), x_map.size(2), own_map.has_value() ? own_map->size(3) : 0, batch,
+                with_backward),
+        shape(weights.shape),
+        packed(weights.packed),
+        x(parameters.keep(x_map, "x", {batch, shape.rows, shape.columns, shape.features})),
+        own(shape.own > 0 ? parameters.keep(*own_map, "own", {batch, shape.rows, shape.columns, shape.own}) : nullptr) {
   }
   Layer(const Layer&) = delete;
 
-  // Where each tap's weights lie in W and U, the same for what they are and for their gradients.
-  template <class Float, class Place>
-  void for_taps(int index, Float* W, Float* U, const Place& place) const {
-    const PixelRnnShape& s = shape;
-    const Direction d = direction_of(s, index);
-    int64_t inputs = 0, states = 0;
-    for (int t = 0; t < d.count; ++t) {
-      if (d.tap[t].source == Source::state) {
-        place(t, U + states++ * 4 * s.hidden * s.hidden, s.hidden);
-      } else if (s.diagonal) {
-        place(t, W + (d.tap[t].source == Source::own ? s.features : 0), s.features + (index > 0 ? s.own : 0));
-      } else {
-        place(t, W + inputs++ * 4 * s.hidden * s.features, s.features);
-      }
-    }
-  }
-
  private:
-  void place_taps(int index, const float* W, const float* U) {
-    for_taps(index, W, U, [&](int t, const float* data, int64_t stride) { weights.tap[index][t] = {data, stride}; });
-  }
-
-  void pack(bool with_backward) {
-    const int64_t units = shape.units(), gates = shape.gates();
-    int64_t size = 0;
-    const auto lay_out = [&](float* base) {
-      size = 0;
-      const auto part = [&](int64_t count) {
-        const int64_t at = size;
-        size += padded_to_16(count);
-        return base == nullptr ? nullptr : base + at;
-      };
-      for (int index = 0; index < shape.directions(); ++index) {
-        const Direction d = direction_of(shape, index);
-        packed.forward[index] = part(depth_of(d) * gates);
-        packed.bias[index] = part((packed.bias_by_sample ? batch : 1) * gates);
-        if (with_backward) packed.backward[index] = part(padded_to_panel(columns_of(d)) * gates);
-      }
-      packed.up = part(padded_to_panel(shape.features) * shape.hidden);
-      if (with_backward) packed.up_back = part(padded_to_panel(units) * shape.features);
-    };
-    lay_out(nullptr);
-    space_.emplace(size);
-    lay_out(space_->data());
-    PYAR_FOR_THIS_CPU(pack_pixel_rnn_layer)(shape, weights, batch, packed, with_backward);
-  }
-
-  Parameters parameters_;
-  std::vector<int64_t> bias_shape_;
-  std::optional<WorkSpace> space_;
-};
-
-// Hands out parts of a block of memory; without one, counts what is needed.
-struct Parts {
-  float* base;
-  int64_t size = 0;
-
-  float* take(int64_t count) {
-    const int64_t at = size;
-    size += padded_to_16(count);
-    return base == nullptr ? nullptr : base + at;
+  static int64_t batch_of(const Tensor& x_map, const std::optional<Tensor>& own_map, bool diagonal) {
+    STD_TORCH_CHECK(x_map.dim() == 4, "x must be [B, rows, columns, F], got ", shape_text(shape_of(x_map)));
+    if (own_map.has_value())
+      STD_TORCH_CHECK(diagonal && own_map->dim() == 4 && own_map->size(3) >= 1,
+                      "own must be [B, rows, columns, E], of the Diagonal BiLSTM alone, got ",
+                      shape_text(shape_of(*own_map)));
+    return x_map.size(0);
   }
 };
 
@@ -272,7 +188,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> pixel_rnn_layer_backward(Tensor 
     Tensor* g = &gradients[3 * index];
     const Direction d = direction_of(s, index);
     const float* from = total.taps[index];
-    layer.for_taps(index, numbers(g[0]), numbers(g[1]), [&](int t, float* to, int64_t stride) {
+    layer.weights.for_taps(index, numbers(g[0]), numbers(g[1]), [&](int t, float* to, int64_t stride) {
       for (int64_t gate = 0; gate < 4; ++gate)
         for (int64_t unit = 0; unit < s.hidden; ++unit)
           for (int64_t k = 0; k < d.tap[t].width; ++k)

@@ -121,7 +121,7 @@ void scan(const LayerForward& f, int index) {
         for_row_tiles(run.count, [&](auto tile, int64_t row) __attribute__((always_inline)) {
           constexpr int M = decltype(tile)::rows;
           Vector sum[M][Cell::kGates];
-          gate_sums<M>(sum, operands, count, row, weights, bias + gates_of_block(block));
+          gate_sums<M>(sum, operands, count, row, weights, bias + gates_of_block(block), 0);
 #pragma GCC unroll 8
           for (int m = 0; m < M; ++m) {
             const int64_t p = at + (row + m) * stride;
@@ -154,31 +154,6 @@ const float* mix(const PixelRnnShape& s, const DirectionStates* states, float* m
     }
   }
   return mixed;
-}
-
-// to[p] = start[p] + packed · from[p] for all positions p; start may be null for zero.
-//   from [count][from_stride], to [count][columns] · packed [panels][depth][4·W]
-template <class Start>
-PYAR_INLINE void multiply_map(int64_t count, const float* from, int64_t from_stride, int64_t depth, const float* packed,
-                              float* to, int64_t columns, const Start& start) {
-  for_panels((columns + kWidth - 1) / kWidth, [&](int64_t v, auto vectors) __attribute__((always_inline)) {
-    constexpr int N = decltype(vectors)::count;
-    for_row_tiles(count, [&](auto tile, int64_t row) __attribute__((always_inline)) {
-      constexpr int M = decltype(tile)::rows;
-      Vector sum[M][N];
-#pragma GCC unroll 8
-      for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) sum[m][n] = start(row + m, v + n);
-      multiply_accumulate<M, N>(sum, from + row * from_stride, from_stride, 1, packed + v * depth * kWidth, depth,
-                                kPanelFloats);
-#pragma GCC unroll 8
-      for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-        for (int n = 0; n < N; ++n)
-          store_first(to + (row + m) * columns + (v + n) * kWidth, sum[m][n], lanes_at(columns, v + n));
-    });
-  });
 }
 
 // ---- backward ----
@@ -369,19 +344,22 @@ void pixel_rnn_layer(const LayerForward& f) {
   if (f.y == nullptr) return;
   const float* mixed = mix(s, f.states, f.mixed);
   const int64_t F = s.features;
-  multiply_map(s.positions(), mixed, s.units(), s.hidden, f.weights.up, f.y, F,
-               [&](int64_t p, int64_t v) __attribute__((always_inline)) {
-                 const int lanes = lanes_at(F, v);
-                 return load_first(f.x + p * F + v * kWidth, lanes) + load_first(f.weights.up_bias + v * kWidth, lanes);
-               });
+  const Operand operand = {mixed, s.units(), s.hidden, 0};
+  multiply_rows(s.positions(), &operand, 1, s.hidden, f.weights.up, f.y, F,
+                [&](int64_t p, int64_t v) __attribute__((always_inline)) {
+                  const int lanes = lanes_at(F, v);
+                  return load_first(f.x + p * F + v * kWidth, lanes) +
+                         load_first(f.weights.up_bias + v * kWidth, lanes);
+                });
 }
 
 void pixel_rnn_layer_backward(const LayerBackward& b) {
   const PixelRnnShape& s = b.shape;
   const int64_t F = s.features, units = s.units(), columns = s.columns;
   // ∂mixed, and from it ∂h of each direction.
-  multiply_map(s.positions(), b.dy, F, F, b.weights.up_back, b.dmixed, units,
-               [](int64_t, int64_t) __attribute__((always_inline)) { return Vector{}; });
+  const Operand operand = {b.dy, F, F, 0};
+  multiply_rows(s.positions(), &operand, 1, F, b.weights.up_back, b.dmixed, units,
+                [](int64_t, int64_t) __attribute__((always_inline)) { return Vector{}; });
   memcpy(b.dx, b.dy, s.positions() * F * sizeof(float));
   if (b.down != nullptr) memset(b.down, 0, s.positions() * s.own * sizeof(float));
   for (int index = 0; index < s.directions(); ++index) {

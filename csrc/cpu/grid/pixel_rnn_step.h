@@ -28,15 +28,14 @@ struct Operand {
 
 // sum[m] = bias + Σ_operands weight · row m, for a block of units: the gates before their nonlinearities.
 //   weights  [depth][4·W], the block's
+//   bias     of the block, that of the next row bias_stride behind
 template <int M>
 PYAR_INLINE void gate_sums(Vector (&sum)[M][Cell::kGates], const Operand* operands, int count, int64_t row,
-                           const float* weights, const float* bias) {
-#pragma GCC unroll 4
-  for (int gate = 0; gate < Cell::kGates; ++gate) {
-    const Vector value = in_register(load(bias + gate * kLanes));
+                           const float* weights, const float* bias, int64_t bias_stride) {
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) sum[m][gate] = value;
-  }
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int gate = 0; gate < Cell::kGates; ++gate) sum[m][gate] = load(bias + (row + m) * bias_stride + gate * kLanes);
   for (int t = 0; t < count; ++t) {
     const Operand& o = operands[t];
     multiply_accumulate<M, Cell::kGates>(sum, o.data + row * o.stride, o.stride, 1, weights + o.first * kBlockFloats,
@@ -77,6 +76,34 @@ PYAR_INLINE void for_panels(int64_t count, const Visit& visit) {
 PYAR_INLINE int lanes_at(int64_t columns, int64_t vector) {
   const int64_t left = columns - vector * kWidth;
   return static_cast<int>(left < kWidth ? left : kWidth);
+}
+
+// to[row] = start(row, vector) + Σ_operands packed · row, for rows 0 … count − 1.
+//   to [count][columns] · packed [panels][depth][4·W]
+template <class Start>
+PYAR_INLINE void multiply_rows(int64_t count, const Operand* operands, int num_operands, int64_t depth,
+                               const float* packed, float* to, int64_t columns, const Start& start) {
+  for_panels((columns + kWidth - 1) / kWidth, [&](int64_t v, auto vectors) __attribute__((always_inline)) {
+    constexpr int N = decltype(vectors)::count;
+    for_row_tiles(count, [&](auto tile, int64_t row) __attribute__((always_inline)) {
+      constexpr int M = decltype(tile)::rows;
+      Vector sum[M][N];
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) sum[m][n] = start(row + m, v + n);
+      for (int t = 0; t < num_operands; ++t) {
+        const Operand& o = operands[t];
+        multiply_accumulate<M, N>(sum, o.data + row * o.stride, o.stride, 1,
+                                  packed + v * depth * kWidth + o.first * kPanelFloats, o.width, kPanelFloats);
+      }
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n)
+          store_first(to + (row + m) * columns + (v + n) * kWidth, sum[m][n], lanes_at(columns, v + n));
+    });
+  });
 }
 
 }  // namespace pyar::cpu::PYAR_LEVEL
