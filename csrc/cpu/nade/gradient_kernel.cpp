@@ -7,8 +7,9 @@
 //   ∂f_d = V_dᵀ ∂z_d,   ∂h_d = the layers' backward of ∂f_d,   ∂a_d = h_d (1 − h_d) ∂h_d
 //   ∂W[d, k] = Σ_{samples with x_d = k} Σ_{e>d} ∂a_e,   ∂c = Σ_samples Σ_d ∂a_d
 //
-// Over a run of dimensions h stays the same, so ∂h is summed over the run before its slope is applied once. The units
-// are kept at the start of every block and walk on from there in the same steps, to the same bits.
+// Over a run of dimensions h stays the same, so ∂h is summed over the run before its slope is applied once; with two
+// states, whose runs are short, at every dimension. The units are kept at the start of every block and walk on from
+// there in the same steps, to the same bits.
 //
 // Every sum over samples has one order, so that results depend on no thread count.
 #include "cpu/nade/gradient_products.h"
