@@ -1,7 +1,8 @@
 """How fast pyar is on this machine, beside what one would use instead.
 
 jobs:
-  nade lstm   the two tables: pyar and every peer on the same work; each result is checked before its time is printed
+  nade lstm made deep-nade
+              the tables: pyar and every peer on the same work; each result is checked before its time is printed
   sweep       how pyar's time grows with the batch size B, the dimensions D, the hidden units H, the states K and the
               threads; its memory, import time and install time
   per-sample  gradients of every example, as torch.func gives them, beside a loop of single gradients
@@ -31,6 +32,7 @@ import os
 import sys
 from pathlib import Path
 
+TABLES = ("nade", "lstm", "made", "deep-nade", "sweep")
 COMMITTED = Path(__file__).parent / "results"
 
 
@@ -45,12 +47,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "jobs",
         nargs="+",
-        choices=("nade", "lstm", "sweep", "per-sample", "images", "physics", "neighbours", "report", "guard"),
+        choices=(*TABLES, "per-sample", "images", "physics", "neighbours", "report", "guard"),
         metavar="job",
         help="one or more",
     )
     cores = len(os.sched_getaffinity(0))
-    measuring = parser.add_argument_group("measuring: nade, lstm, sweep, images, physics, neighbours")
+    measuring = parser.add_argument_group("measuring: nade, lstm, made, deep-nade, sweep, images, physics, neighbours")
     measuring.add_argument("--threads", type=int, default=cores, help=f"cores for everybody (default: all, {cores})")
     measuring.add_argument(
         "--level",
@@ -106,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     set_variables(options.threads, options.level)
     status = 0
-    tables = [job for job in options.jobs if job in ("nade", "lstm", "sweep")]
+    tables = [job for job in options.jobs if job in TABLES]
     if tables:
         from benchmarks.tables import run_tables
 

@@ -18,12 +18,16 @@ from pyar.data.files import read_idx
 
 # Shares of background pixels in MNIST's training images, as their readers quantise them.
 MNIST_ZEROS = {2: 0.8677, 10: 0.8258, 256: 0.8088}
-MODELS = ("nade", "lstm")
+MODELS = ("nade", "lstm", "made", "deep-nade")
 TASKS = ("log_prob", "gradient", "sample")
 DATA = ("mnist-like", "dense")
 SEED = 20161
 # Larger batches repeat their rows, so that the float64 reference has this many to do.
 DISTINCT_ROWS = 200
+# Of DeepNADE's: each takes the reference D passes. A row has an order of its own.
+DISTINCT_WALKS = 50
+# The share of a DeepNADE's units that are active: as in one that was trained on MNIST (dense: with random weights).
+ACTIVE = {"mnist-like": 0.16, "dense": 0.5}
 ENLARGED_DIGITS = "scikit-learn's 8×8 digits enlarged to 28×28 with MNIST's share of zeros"
 
 
@@ -52,8 +56,13 @@ class Case:
 
     @property
     def outputs(self) -> int:
-        """Outputs a dimension: one Bernoulli logit for NADE with two states, else K."""
-        return 1 if self.model == "nade" and self.K == 2 else self.K
+        """Outputs a dimension: one Bernoulli logit for two states, else K; PixelLSTM has K always."""
+        return 1 if self.model != "lstm" and self.K == 2 else self.K
+
+    @property
+    def distinct_rows(self) -> int:
+        """So many rows are different; a larger batch repeats them."""
+        return min(self.B, DISTINCT_WALKS if self.model == "deep-nade" else DISTINCT_ROWS)
 
     def describe(self) -> str:
         layers = f", {self.num_layers} layers" if self.num_layers > 1 else ""
@@ -116,8 +125,8 @@ def mnist_like(num_rows: int, D: int, K: int, data_dir: str | None) -> np.ndarra
 def build_inputs(case: Case, data_dir: str | None = None) -> Inputs:
     """The arrays of a case: the same for every contender and every run."""
     rng = np.random.default_rng(SEED)
-    build = nade_parameters if case.model == "nade" else lstm_parameters
-    distinct = min(case.B, DISTINCT_ROWS)
+    build = BUILDERS[case.model]
+    distinct = case.distinct_rows
     if case.data == "mnist-like":
         x = mnist_like(distinct, case.D, case.K, data_dir)
         population = mnist_like(1797, case.D, case.K, data_dir)
@@ -135,8 +144,7 @@ def nade_parameters(case: Case, rng: np.random.Generator, marginals: np.ndarray)
     """Random weights and the output biases that give samples the marginals [D, K], and so the data's share of zeros."""
     W = 0.05 * rng.standard_normal((case.D, case.K - 1, case.H), dtype=np.float32)
     V = 0.05 * rng.standard_normal((case.D, case.outputs, case.H), dtype=np.float32)
-    logits = np.log(marginals)
-    b = logits[:, 1:] - logits[:, :1] if case.outputs == 1 else logits
+    b = marginal_biases(case, marginals)
     return {"W": W, "c": rng.normal(0, 0.05, case.H), "V": V, "b": b - 0.5 * V.sum(-1)}
 
 
@@ -152,6 +160,80 @@ def lstm_parameters(case: Case, rng: np.random.Generator, marginals: np.ndarray)
     parameters["head_weight"] = rng.uniform(-1, 1, (case.K, case.H))
     parameters["head_bias"] = np.log(marginals.mean(0))
     return parameters
+
+
+def made_parameters(case: Case, rng: np.random.Generator, marginals: np.ndarray) -> dict[str, np.ndarray]:
+    """Random weights of two states or more, without direct connections, and the marginals' output biases."""
+    W = normal(rng, (case.D, case.K - 1, case.H), (2 / case.D) ** 0.5)
+    V = normal(rng, (case.D, case.outputs, case.H), 0.05)
+    return {
+        "W": W,
+        "c": rng.normal(0, 0.05, case.H),
+        **dense_layers(case, rng),
+        "V": V,
+        "b": marginal_biases(case, marginals) - 0.2 * V.sum(-1),
+    }
+
+
+def deep_nade_parameters(case: Case, rng: np.random.Generator, marginals: np.ndarray) -> dict[str, np.ndarray]:
+    """Random weights, with biases that make the share ACTIVE of every layer's units active, on average over the units
+    and over the steps of walks along states of those marginals."""
+    share, std = ACTIVE[case.data], (2 / case.D) ** 0.5
+    W, U = normal(rng, (case.D, case.K - 1, case.H), std), normal(rng, (case.D, case.H), std / 4)
+    seen = rng.random((256, case.D)) < rng.random((256, 1))
+    states = (rng.random((256, case.D, 1)) > marginals.cumsum(-1)).sum(-1).clip(max=case.K - 1)
+    a = seen @ U + sum((seen & (states == k)) @ W[:, k - 1] for k in range(1, case.K))
+    parameters = {"W": W, "U": U, "c": biases(a, share, rng)}
+    h = np.maximum(a + parameters["c"], 0)
+    for name, value in dense_layers(case, rng).items():
+        if name.startswith("weight"):
+            a = h @ value.T
+            parameters[name] = value
+        else:
+            parameters[name] = biases(a, share, rng)
+            h = np.maximum(a + parameters[name], 0)
+    V = normal(rng, (case.D, case.outputs, case.H), 0.05)
+    return {**parameters, "V": V, "b": marginal_biases(case, marginals) - V @ h.mean(0)}
+
+
+def biases(a: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """What makes unit j of a [n, H] positive in a part of the rows; the parts spread widely around `share`."""
+    parts = rng.beta(2 * share, 2 * (1 - share), a.shape[1])
+    return -np.array([np.quantile(column, 1 - part) for column, part in zip(a.T, parts, strict=True)])
+
+
+def dense_layers(case: Case, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """weight_2, bias_2, …: the layers behind the first one, all of H units."""
+    parameters = {}
+    for number in range(2, case.num_layers + 1):
+        parameters[f"weight_{number}"] = normal(rng, (case.H, case.H), (2 / case.H) ** 0.5)
+        parameters[f"bias_{number}"] = rng.normal(0, 0.05, case.H)
+    return parameters
+
+
+def normal(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> np.ndarray:
+    return np.float32(std) * rng.standard_normal(shape, dtype=np.float32)
+
+
+def marginal_biases(case: Case, marginals: np.ndarray) -> np.ndarray:
+    """The output biases [D, P] of the marginals [D, K]."""
+    logits = np.log(marginals)
+    return logits[:, 1:] - logits[:, :1] if case.outputs == 1 else logits
+
+
+BUILDERS = {
+    "nade": nade_parameters,
+    "lstm": lstm_parameters,
+    "made": made_parameters,
+    "deep-nade": deep_nade_parameters,
+}
+
+
+def orders_of(case: Case) -> torch.Tensor:
+    """DeepNADE's order of every row: int64 [B, D]."""
+    from pyar.models.deep_nade import random_orders
+
+    return random_orders(case.distinct_rows, case.D, SEED)[torch.arange(case.B) % max(case.distinct_rows, 1)]
 
 
 def uniforms(seed: int, num_samples: int, D: int) -> np.ndarray:

@@ -7,9 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case, Inputs
+from benchmarks.cases import Case, Inputs, orders_of
+from benchmarks.ours import layered
+from pyar.reference import deep_nade as deep_nade_reference
 from pyar.reference import lstm as lstm_reference
+from pyar.reference import made as made_reference
 from pyar.reference import nade as nade_reference
+from pyar.reference.draw import log_probability
 
 # Largest error over the largest magnitude among the log-probabilities, or the entries of one parameter's gradient.
 # float32 sums over 784 dimensions stay below a tenth of this.
@@ -23,7 +27,7 @@ UNIT_ROUNDOFF = 2.0**-24
 # Rows of a batch of samples that are checked, spread evenly, and rows of a chunk in float64: one step of NADE's
 # backward pass costs a pass over all parameters whatever the chunk, PixelLSTM's keeps a thousand values a step and row.
 CHECKED_SAMPLES = 64
-CHUNK = {"nade": 100, "lstm": 50}
+CHUNK = {"nade": 100, "lstm": 50, "made": 200}
 
 
 class Checker:
@@ -61,10 +65,31 @@ class Checker:
     def reference(self, x: Tensor, parameters: dict[str, Tensor], function: str) -> Tensor:
         if self.case.model == "nade":
             return getattr(nade_reference, function)(x, *parameters.values())
+        if self.case.model == "made":
+            return getattr(made_reference, function)(x, *layered(parameters), None, "relu")
         weights = [value for name, value in parameters.items() if not name.startswith("head_")]
         return getattr(lstm_reference, function)(x, weights, parameters["head_weight"], parameters["head_bias"])
 
+    def path_outputs(self, x: Tensor, order: Tensor) -> Tensor:
+        """DeepNADE's outputs [n, D, P] of every step of the orders int64 [n, D], a pass through the network each."""
+        columns, observed = [], torch.zeros(x.shape, dtype=torch.bool)
+        for dims in order.T:
+            outputs = deep_nade_reference.outputs(x, observed, *layered(self.parameters), "relu")
+            columns.append(outputs[torch.arange(len(x)), dims])
+            observed.scatter_(1, dims[:, None], True)
+        return torch.stack(columns, dim=1)
+
+    def walk_log_probs(self) -> dict[str, np.ndarray]:
+        """Rows and orders both repeat themselves."""
+        distinct = self.case.distinct_rows
+        x, order = torch.from_numpy(self.inputs.x[:distinct]), orders_of(self.case)[:distinct]
+        with torch.inference_mode():
+            values = log_probability(self.path_outputs(x, order), x.gather(1, order)).sum(dim=1)
+        return {"log_prob": values[torch.arange(self.case.B) % max(distinct, 1)].numpy()}
+
     def log_probs(self) -> dict[str, np.ndarray]:
+        if self.case.model == "deep-nade":
+            return self.walk_log_probs()
         x, back = np.unique(self.inputs.x, axis=0, return_inverse=True)
         with torch.inference_mode():
             values = [self.reference(chunk, self.parameters, "log_prob") for chunk in torch.from_numpy(x).split(200)]
@@ -93,7 +118,7 @@ class Checker:
         x = np.ascontiguousarray(x[rows].astype(np.uint8))
         new = [i for i in range(len(rows)) if rows[i].tobytes() + x[i].tobytes() not in self.verified]
         if new:
-            distances, log_probs = self.intervals(x[new], self.inputs.uniforms[rows[new]])
+            distances, log_probs = self.intervals(x[new], rows[new])
             for i, distance, log_prob in zip(new, distances, log_probs, strict=True):
                 self.verified[rows[i].tobytes() + x[i].tobytes()] = (distance, log_prob)
         known = [self.verified[rows[i].tobytes() + x[i].tobytes()] for i in range(len(rows))]
@@ -104,18 +129,25 @@ class Checker:
             error = float(np.max([error, log_prob_error / TOLERANCE["log_prob"]]))
         return error
 
-    def intervals(self, x: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """x, u [n, D] → the largest distance of u from the drawn state's interval [n], and log p(x) [n]."""
+    def intervals(self, x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """x [n, D], drawn as those rows of the batch → the largest distance of a uniform from the drawn state's
+        interval [n], and log p(x) [n]."""
         with torch.inference_mode():
-            logits = self.reference(torch.from_numpy(x), self.parameters, "logits")
+            states, u = torch.from_numpy(x), torch.from_numpy(self.inputs.uniforms[rows]).double()
+            if self.case.model == "deep-nade":
+                order = orders_of(self.case)[rows]
+                logits = self.path_outputs(states, order)
+                logits = logits[..., 0] if logits.shape[-1] == 1 else logits
+                states, u = states.gather(1, order), u.gather(1, order)
+            else:
+                logits = self.reference(states, self.parameters, "logits")
             if logits.dim() == 2:
                 logits = torch.stack((torch.zeros_like(logits), logits), -1)
             log_p = torch.log_softmax(logits, -1)
             upper = log_p.exp().cumsum(-1)
-            state = torch.from_numpy(x).long()[..., None]
+            state = states.long()[..., None]
             high = upper.gather(-1, state)[..., 0]
             low = torch.nn.functional.pad(upper, (1, 0)).gather(-1, state)[..., 0]
-            u = torch.from_numpy(u).double()
             distance = torch.maximum(low - u, u - high).clamp(min=0).amax(1)
             return distance.numpy(), log_p.gather(-1, state).sum((1, 2)).numpy()
 

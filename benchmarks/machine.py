@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import Case
+from benchmarks.cases import ACTIVE, Case
 from pyar import build_info
 from pyar.native import _C
 
@@ -77,7 +77,15 @@ def multiply_adds(case: Case, changing_share: float) -> float:
     three for the new activation and the cheapest exact sigmoid. The gradient doubles back through the outputs, 2P more,
     and ρ·2 through the sigmoid and into W. PixelLSTM: 4H² a layer (8H² from the second on) and K·H for the
     output, for each of B·D; three times that with gradients. The input of the first layer is a row of a table.
+    MADE: half of every layer is masked, so half of what dense layers take; three times that with gradients. DeepNADE:
+    for each of B·D, H for a row of the first layer's table, H² for the active units alone of a further one, H a output.
     """
+    if case.model == "made":
+        each = (case.D * (case.K - 1 + case.outputs) * case.H + (case.num_layers - 1) * case.H**2) / 2
+        return each * case.B * (3 if case.task == "gradient" else 1)
+    if case.model == "deep-nade":
+        each = (1 + case.outputs) * case.H + (case.num_layers - 1) * ACTIVE[case.data] * case.H**2
+        return each * case.B * case.D
     if case.model == "nade":
         each = case.outputs + 3 * changing_share
         if case.task == "gradient":
@@ -89,7 +97,15 @@ def multiply_adds(case: Case, changing_share: float) -> float:
 
 def parameter_stream(case: Case, changing_share: float) -> tuple[int, float]:
     """(how often, how many bytes of) parameters must be read: NADE's once, but of W only rows that states select; an
-    LSTM's recurrent matrices once a step."""
+    LSTM's recurrent matrices once a step; MADE's, half of them masked, and DeepNADE's once, but once a step where a
+    DeepNADE samples, of the further layers those of the active units."""
+    if case.model == "made":
+        return 1, 2 * (case.D * (case.K - 1 + case.outputs) * case.H + (case.num_layers - 1) * case.H**2)
+    if case.model == "deep-nade":
+        layers = 4 * (case.num_layers - 1) * case.H**2
+        if case.task == "sample":
+            return case.D, int(ACTIVE[case.data] * layers) + 4 * (1 + case.outputs) * case.H
+        return 1, layers + 4 * case.D * (1 + case.outputs) * case.H
     if case.model == "nade":
         rows = min(case.K - 1, case.B * changing_share)
         return 1, 4 * case.D * case.H * (case.outputs + rows)

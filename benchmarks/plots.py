@@ -40,6 +40,10 @@ LOOKS = (
     ("P", "0.75", ":", "0.6"),
     ("X", "white", "-.", "0.6"),
     ("*", "0.5", "--", "0.6"),
+    ("s", "0.75", "--", "0.25"),
+    ("v", "0.75", ":", "0.45"),
+    ("^", "white", "-.", "0.45"),
+    ("D", "0.75", "--", "0.6"),
 )
 STYLES = {
     name: {"marker": marker, "markerfacecolor": fill, "markeredgecolor": "black", "linestyle": line, "color": grey}
@@ -117,7 +121,7 @@ def draw_floor(documents: Documents) -> Figure:
                     name, percent = outcome["contender"], 100 * outcome["fraction_of_floor"]
                     axes.plot(percent, row, **STYLES[name] | {"linestyle": ""}, markersize=6)
                     shown.add(name)
-        labels = [f"{describe_job(r)}{', ' + r['data'] if model == 'nade' else ''}" for r in group]
+        labels = [f"{describe_job(r)}{', ' + r['data'] if model in ('nade', 'deep-nade') else ''}" for r in group]
         axes.set_yticks(range(len(group)), labels, fontsize=8)
         axes.set_ylim(len(group) - 0.4, -0.6)
         axes.set_xscale("log")

@@ -18,7 +18,7 @@ from benchmarks.series import MODELS, TASKS, describe_job, plot_names, sweep_rec
 from pyar.files import write_text
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
-JOBS = ("nade", "lstm", "sweep", "neighbours")
+JOBS = (*MODELS, "sweep", "neighbours")
 # Where the plots are, seen from the site's page, docs/benchmarks.md.
 PLOTS = "benchmarks"
 ALT_TEXTS = {
@@ -78,7 +78,7 @@ def render(documents: dict[str, dict[str, Any]]) -> str:
             "brackets pyar's fraction of the floor (the multiply-adds that the work needs at the peak measured in the "
             "same run, or reading its parameters once), and by how much each peer takes longer than pyar. Every result "
             "was checked against the float64 reference before it was timed; data: "
-            + "; ".join(dict.fromkeys(text for job in ("nade", "lstm") for text in data_of(documents.get(job))))
+            + "; ".join(dict.fromkeys(text for job in MODELS for text in data_of(documents.get(job))))
             + "."
         )
     parts += pictures(documents, "speed", "floor")
@@ -323,7 +323,7 @@ def render_losses(records: list[dict[str, Any]]) -> list[str]:
             continue
         compared.append(record)
         peer, ratio = result
-        data = f", {record['data']} data" if record["model"] == "nade" else ""
+        data = f", {record['data']} data" if record["model"] in ("nade", "deep-nade") else ""
         if ratio < 1 / TIE:
             line = (
                 f"\n* {job_and_model(record)}{data}: {peer} takes {ratio:.2f} of pyar's time; {reason(record, peer)}."

@@ -12,7 +12,7 @@ from benchmarks.runner import TIMED
 Record = dict[str, Any]
 Documents = dict[str, dict[str, Any]]
 
-MODELS = {"nade": "NADE", "lstm": "PixelLSTM"}
+MODELS = {"nade": "NADE", "lstm": "PixelLSTM", "made": "MADE", "deep-nade": "DeepNADE"}
 TASKS = {"log_prob": "log-probability", "gradient": "loss + all gradients", "sample": "sample"}
 
 
@@ -33,7 +33,7 @@ def digest(documents: Documents) -> str:
 
 
 def table_records(documents: Documents) -> list[Record]:
-    return [record for job in ("nade", "lstm") if job in documents for record in documents[job]["records"]]
+    return [record for job in MODELS if job in documents for record in documents[job]["records"]]
 
 
 def sweep_records(documents: Documents) -> list[Record]:

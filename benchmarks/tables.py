@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import lstm, nade
+from benchmarks import deep_nade, lstm, made, nade
 from benchmarks.cases import Case, describe_data
 from benchmarks.machine import Machine, describe_environment, describe_level, measure_machine
 from benchmarks.peers import choose
@@ -18,7 +18,7 @@ from benchmarks.runner import Runner, significant
 from benchmarks.sweep import run_sweep
 from pyar.files import write_text
 
-JOBS = {"nade": nade, "lstm": lstm}
+JOBS = {"nade": nade, "lstm": lstm, "made": made, "deep-nade": deep_nade}
 
 
 def run_tables(jobs: list[str], options: argparse.Namespace) -> int:

@@ -34,6 +34,8 @@ CASES = [
     *(Case("nade", task, K, 7, **NADE) for task in ("log_prob", "gradient", "sample") for K in (2, 5)),
     *(Case("lstm", task, 5, 6, num_layers=2, **LSTM) for task in ("log_prob", "gradient", "sample")),
     Case("lstm", "sample", 2, 6, **LSTM),
+    *(Case("made", task, 2, 7, num_layers=2, **NADE) for task in ("log_prob", "gradient", "sample")),
+    *(Case("deep-nade", task, 2, 60, num_layers=2, **NADE) for task in ("log_prob", "sample")),
 ]
 APPLICABLE = {
     ("nade", "log_prob"): {"ours", "jax_scan", "numba_loop", "torch_eager", "torch_vectorised", "torch_compiled"},
@@ -42,6 +44,11 @@ APPLICABLE = {
     ("lstm", "log_prob"): {"ours", "jax_scan", "nn_lstm"},
     ("lstm", "gradient"): {"ours", "jax_scan", "nn_lstm"},
     ("lstm", "sample"): {"ours", "jax_scan", "addmm_lstm", "torch_eager", "torch_compiled"},
+    ("made", "log_prob"): {"ours", "torch_dense"},
+    ("made", "gradient"): {"ours", "torch_dense"},
+    ("made", "sample"): {"ours", "torch_cached", "torch_passes"},
+    ("deep-nade", "log_prob"): {"ours", "torch_cached", "torch_passes", "torch_stacked"},
+    ("deep-nade", "sample"): {"ours", "torch_cached", "torch_passes"},
 }
 PICTURES = re.compile(r'<img src="([^"]+)"')
 MACHINE = Machine(threads=1, peak=1e11, bandwidth={1: 1e11, 64: 1e10})

@@ -25,6 +25,10 @@ CONTENDERS = {
     "benchmarks.peers.torch_vectorised": "PyTorch B×D×H",
     "benchmarks.peers.torch_compiled": "torch.compile",
     "benchmarks.peers.cuda_graph": "CUDA graph of the loop",
+    "benchmarks.peers.torch_cached": "PyTorch, hand-cached",
+    "benchmarks.peers.torch_passes": "PyTorch, D passes",
+    "benchmarks.peers.torch_stacked": "PyTorch, prefixes stacked",
+    "benchmarks.peers.torch_dense": "PyTorch dense layers",
 }
 
 
@@ -44,6 +48,12 @@ class Work:
     to_numpy: Callable[[Any], dict[str, np.ndarray]]
     note: str = ""
     facts: dict[str, Any] = field(default_factory=dict)  # what another peer builds on
+
+
+def require_model(model: str, *models: str) -> None:
+    """Raises NotApplicable where the case's model is none of these."""
+    if model not in models:
+        raise NotApplicable(f"has no work of {model}")
 
 
 def choose(modules: list[str], peers: str | None) -> list[str]:

@@ -13,7 +13,7 @@ from jax import lax
 from jax import numpy as jnp
 
 from benchmarks.cases import Case, Inputs
-from benchmarks.peers import Work
+from benchmarks.peers import Work, require_model
 
 NAME = "JAX lax.scan"
 UNROLLS = (1, 4, 8)
@@ -157,6 +157,7 @@ chosen: dict[tuple, tuple[str, Callable[..., Any], float]] = {}
 
 
 def prepare(case: Case, inputs: Inputs, threads: int) -> Work:
+    require_model(case.model, "nade", "lstm")
     device = jax.devices("gpu" if case.device == "cuda" else "cpu")[0]
     parameters = {name: jax.device_put(value, device) for name, value in inputs.parameters.items()}
     if case.model == "nade" and case.K == 2:

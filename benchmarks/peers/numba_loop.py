@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit, prange
 
 from benchmarks.cases import Case, Inputs
-from benchmarks.peers import NotApplicable, Work
+from benchmarks.peers import NotApplicable, Work, require_model
 
 NAME = "numba"
 # For BLAS, which numba loads from SciPy with the first product: every thread of numba's multiplies for itself.
@@ -134,6 +134,7 @@ def lstm_sample(uniforms, table, recurrent, head, head_bias):
 
 
 def prepare(case: Case, inputs: Inputs, threads: int) -> Work:
+    require_model(case.model, "nade", "lstm")
     if case.task == "gradient":
         raise NotApplicable("numba has no automatic differentiation")
     if case.device != "cpu":

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.cases import Case, Inputs
 from benchmarks.peers import NotApplicable, Work
+from pyar.reference.made import degrees
 
 
 def setup(case: Case, threads: int) -> torch.device:
@@ -68,3 +69,24 @@ def draw(logits: Tensor, u: Tensor) -> Tensor:
 def with_zero_state(W: Tensor) -> Tensor:
     """W [D, K−1, H] → [D, K, H] with the row of zeros that state 0 contributes."""
     return torch.cat((torch.zeros_like(W[:, :1]), W), 1)
+
+
+def further_layers(parameters: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """(weight [H, H], bias [H]) of the layers behind the first one, of a MADE or DeepNADE."""
+    numbers = [name.removeprefix("weight_") for name in parameters if name.startswith("weight_")]
+    return [(parameters[f"weight_{number}"], parameters[f"bias_{number}"]) for number in numbers]
+
+
+def unit_starts(case: Case) -> list[int]:
+    """Where a MADE's units of degrees 0 … D begin, which are sorted."""
+    return torch.searchsorted(degrees(case.D, case.H), torch.arange(case.D + 1)).tolist()
+
+
+def masked(case: Case, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A MADE's parameters, or their gradients, with zeros where the masks hide them."""
+    degree, dims = degrees(case.D, case.H), torch.arange(case.D)[:, None]
+    masks = {"W": (dims < degree)[:, None], "V": (degree <= dims)[:, None], "weight": degree <= degree[:, None]}
+    return {
+        name: value * masks[name.split("_")[0]] if name.split("_")[0] in masks else value
+        for name, value in parameters.items()
+    }

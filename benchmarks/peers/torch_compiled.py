@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from benchmarks.cases import Case, Inputs
-from benchmarks.peers import NotApplicable, Work, torch_vectorised
+from benchmarks.peers import NotApplicable, Work, require_model, torch_vectorised
 from benchmarks.peers.torch_common import draw, setup, tensors, with_zero_state, work
 
 NAME = "torch.compile"
@@ -34,6 +34,7 @@ def compiled(function: Callable, case: Case) -> Callable:
 
 
 def prepare(case: Case, inputs: Inputs, threads: int) -> Work:
+    require_model(case.model, "nade", "lstm")
     setup(case, threads)
     if case.model == "nade" and case.task != "sample":
         return torch_vectorised.prepare(case, inputs, threads, compiled(torch_vectorised.nade_log_prob, case))

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.cases import Case, Inputs
-from benchmarks.peers import NotApplicable, Work
+from benchmarks.peers import NotApplicable, Work, require_model
 from benchmarks.peers.nn_lstm import build_lstm
 from benchmarks.peers.torch_common import draw, gradient_call, setup, tensors, with_zero_state, work
 
@@ -15,6 +15,7 @@ NAME = "PyTorch eager loop"
 
 
 def prepare(case: Case, inputs: Inputs, threads: int) -> Work:
+    require_model(case.model, "nade", "lstm")
     setup(case, threads)
     x, uniforms, parameters = tensors(case, inputs)
     if case.model == "lstm":
