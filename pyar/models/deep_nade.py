@@ -23,7 +23,7 @@ from pyar.models.layers import check_linears, has_hooks, linear_parameters, requ
 from pyar.models.orders import check_orders, check_sets, random_orders
 from pyar.ops.deep_nade import deep_nade_log_prob, deep_nade_outputs, deep_nade_path_outputs, deep_nade_sample
 from pyar.ops.transforms import is_wrapped
-from pyar.ops.validate import check_given, check_sampling, check_states
+from pyar.ops.validate import check_given, check_sampling, check_states, has_values
 from pyar.random import resolve_seed
 from pyar.reference.activations import ACTIVATIONS
 from pyar.reference.draw import log_probability
@@ -458,11 +458,14 @@ class DeepNADE(AutoregressiveModel):
         arguments = self._arguments()
         pairs = torch.arange(B * M, device=x.device)
         wanted = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
+        # Nothing is observed and everything asked: then the walks are the orders themselves.
+        everything = has_values(target) and bool(target.all())
         before, after = [], []
         for part in pairs.split(max(B * M, 1) if wanted or is_wrapped(x) else _PAIRS):
             row, order = part // M, part % M
             seen, asked = observed[row], target[row]
-            path = _sub_orders(orders[row % len(orders), order], seen, asked)
+            path = orders[row % len(orders), order]
+            path = path if everything else _sub_orders(path, seen, asked)
             begin = seen.sum(dim=1)
             walk = (x[row], path)
             end = begin + asked.sum(dim=1)
