@@ -290,6 +290,18 @@ def test_a_walk_is_native_where_nobody_wants_a_gradient(monkeypatch: pytest.Monk
         model.log_prob(x)
 
 
+def test_forward_mode_derivatives() -> None:
+    p = deep_nade_parameters(6, 3, (9, 8), activation="tanh")
+    x = random_states(5, 6, 3)
+    tangent = torch.randn(p.U.shape, generator=torch.Generator().manual_seed(0))
+    leaf = p.U.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(log_prob(x, p._replace(U=leaf)).sum(), leaf)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(p.U, tangent)
+        change = torch.autograd.forward_ad.unpack_dual(log_prob(x, p._replace(U=dual)).sum()).tangent
+    torch.testing.assert_close(change, (gradient * tangent).sum(), rtol=1e-4, atol=1e-4)
+
+
 # --- What torch does with operations ---
 
 

@@ -213,6 +213,8 @@ def _is_native(*parameters: Tensor) -> bool:
     """Whether a walk is a native call; says so if it would be one, were the extension there."""
     if parameters[0].device.type != "cpu" or is_active() or needs_gradient(parameters):
         return False
+    if torch.autograd.forward_ad._current_level >= 0:  # forward-mode derivatives, which the kernels do not know
+        return False
     if native.has_kernels("cpu"):
         return True
     native.warn_reference("cpu")
