@@ -28,6 +28,7 @@ from pyar.data.labels import find_class
 from pyar.evaluation import evaluate, log_probs
 from pyar.plots import save_sheet
 from pyar.sampling import labels_in_turn, open_writer, sample_chunks
+from pyar.tables import Columns
 from pyar.training import Trainer, TrainingConfig
 
 # Class k has the first state k, so that an example tells its label.
@@ -592,12 +593,17 @@ def test_labels_of_shards_are_those_of_the_whole(trained, capsys):
         ("sample plain --label all", "--label all: plain is a nade that was trained without labels"),
         ("complete plain --label 3", "--label 3: plain is a nade that was trained without labels"),
         ("evaluate plain --labels", "--labels: plain is a nade that was trained without labels"),
+        ("evaluate frame --labels", "--labels: frame is a table-nade that was trained without labels"),
+        ("sample frame --label 3", "--label 3: frame is a table-nade that was trained without labels"),
     ],
 )
 def test_what_the_command_line_refuses(trained, capsys, arguments, message):
     np.save("x.npy", np.zeros((12, 64), np.uint8))
     if "plain" in arguments:
         save_model(pyar.NADE(64, 2, 4), Path("plain"))
+    if "frame" in arguments:
+        columns = Columns.from_frame(pd.DataFrame({"a": np.arange(20.0), "b": [*"xy"] * 10}))
+        save_model(pyar.TableNADE(columns, hidden_sizes=(4,)), Path("frame"))
     assert main([*arguments.split(), "--import", trained]) == 1
     err = capsys.readouterr().err
     assert re.search(message, err), err

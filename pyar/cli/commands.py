@@ -24,6 +24,7 @@ from pyar.cli.common import (
     chosen_class,
     classes_of_run,
     note,
+    refuse_labels,
     rows_of_run,
     set_up,
     set_weight_dtype,
@@ -51,6 +52,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     model, extra = load_with_extra(arguments.run, device)
     own_dtype = getattr(model, "weight_dtype", None)
     set_weight_dtype(arguments, model)
+    refuse_labels(arguments, model)
     if isinstance(model, TableNADE):
         return tables.evaluate(arguments, model, extra)
     rows = rows_of_run(arguments, model, extra)
@@ -160,6 +162,7 @@ def sample(arguments: argparse.Namespace) -> int:
     device = set_up(arguments)
     model, extra = load_with_extra(arguments.run, device)
     set_weight_dtype(arguments, model)
+    classes = _classes_to_sample(arguments, model, extra)
     if isinstance(model, TableNADE):
         return tables.sample(arguments, model, extra)
     outputs = arguments.out or ["samples.png"]
@@ -174,7 +177,6 @@ def sample(arguments: argparse.Namespace) -> int:
         given = _states_file(arguments.given, model, "--given")
         if given.ndim not in (1, 2) or given.shape[-1] > model.dim:
             raise UserError(f"--given should be [G] or [N, G] with G ≤ {model.dim}, but is {list(given.shape)}")
-    classes = _classes_to_sample(arguments, model, extra)
     rows = None if given is None or given.ndim == 1 else len(given)
     number_of_each = 100 if classes is None else max(1, round(100 / len(classes))) * len(classes)
     total = arguments.num_samples or (number_of_each if rows is None else rows)

@@ -124,6 +124,12 @@ def chosen_class(arguments: argparse.Namespace, model: AutoregressiveModel, extr
         return find_class(label, classes)
 
 
+def refuse_labels(arguments: argparse.Namespace, model: DensityModel) -> None:
+    """Raises UserError if --labels was given and the model is given none."""
+    if arguments.labels is not None and model.num_classes is None:
+        raise UserError(f"--labels: {arguments.run} is a {model.name} that was trained without labels")
+
+
 def rows_of_run(
     arguments: argparse.Namespace, model: AutoregressiveModel, extra: dict[str, Any], *, with_labels: bool = True
 ) -> Rows:
@@ -132,8 +138,7 @@ def rows_of_run(
     For a model that is given labels they come with their labels, unless others take their place.
     """
     classes = classes_of_run(model, extra) if with_labels else None
-    if arguments.labels is not None and model.num_classes is None:
-        raise UserError(f"--labels: {arguments.run} is a {model.name} that was trained without labels")
+    refuse_labels(arguments, model)
     if arguments.data is None:
         dataset = _data_of_run(arguments, extra)
         with user_errors(ValueError):
