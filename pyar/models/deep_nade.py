@@ -20,7 +20,7 @@ from pyar.models.base import (
     new_parameter,
 )
 from pyar.models.layers import check_linears, has_hooks, linear_parameters, require_parameter
-from pyar.models.orders import check_orders, check_sets, random_orders
+from pyar.models.orders import check_orders, check_sets, draw_orders, mixture_log_prob, random_orders
 from pyar.ops.deep_nade import deep_nade_log_prob, deep_nade_outputs, deep_nade_path_outputs, deep_nade_sample
 from pyar.ops.transforms import is_wrapped
 from pyar.ops.validate import check_given, check_sampling, check_states, has_values
@@ -249,10 +249,7 @@ class DeepNADE(AutoregressiveModel):
         x = self._dimensions(self._steps(x))
         observed, target = self._sets(x, observed, target)
         orders = self._orders(orders, seed, len(x))
-        if orders.shape[1] == 1:
-            return self._path_log_prob(x, orders, observed, target)[1][:, 0]
-        before, after = self._path_log_prob(x, orders, observed, target)
-        return torch.logsumexp(before + after, dim=1) - torch.logsumexp(before, dim=1)
+        return mixture_log_prob(*self._path_log_prob(x, orders, observed, target))
 
     def order_log_probs(self, x: Tensor, orders: int | Tensor, *, seed: int = 0) -> Tensor:
         """log p_o(x) under each of several orders, in nats, which tells how far they disagree: float32 [B, M].
@@ -414,15 +411,13 @@ class DeepNADE(AutoregressiveModel):
         orders = self._orders(orders, 0, len(x))
         self._refuse_hooks()
         indices = first_index + torch.arange(len(x), device=x.device)
-        M = orders.shape[1]
-        if M == 1:
+        if orders.shape[1] == 1:
             chosen, before = orders[:, 0], None
         else:
             nothing = torch.zeros_like(observed)
             before = self._path_log_prob(x, orders, nothing, observed, temperature)[1]
             u = indexed_uniforms(int(seed_tensor), indices, 1, number=1)
-            component = (torch.softmax(before, dim=1).cumsum(dim=1) <= u).sum(dim=1).clamp(max=M - 1)
-            chosen = orders.expand(len(x), -1, -1)[torch.arange(len(x), device=x.device), component]
+            chosen = draw_orders(orders, before, u)
         path = _sub_orders(chosen.expand(len(x), -1), observed, ~observed)
         begin = observed.sum(dim=1)
         parts = []
@@ -445,7 +440,7 @@ class DeepNADE(AutoregressiveModel):
         if before is None:
             return x, log_prob
         after = self._path_log_prob(x, orders, observed, ~observed, temperature)[1]
-        return x, torch.logsumexp(before + after, dim=1) - torch.logsumexp(before, dim=1)
+        return x, mixture_log_prob(before, after)
 
     def _path_log_prob(
         self, x: Tensor, orders: Tensor, observed: Tensor, target: Tensor, temperature: float = 1.0

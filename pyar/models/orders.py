@@ -1,4 +1,4 @@
-"""What models for any order share: orders, numbered or given, and sets of dimensions."""
+"""What models for any order share: orders, numbered or given, mixtures over them, and sets of dimensions."""
 
 from __future__ import annotations
 
@@ -59,6 +59,29 @@ def check_orders(orders: int | Tensor, seed: int, num_rows: int, base: Tensor) -
     if bool(wrong.any()):
         raise ValueError(f"orders must be permutations of 0 … {D - 1}, got {orders[wrong][0].tolist()}")
     return orders
+
+
+def mixture_log_prob(before: Tensor, after: Tensor) -> Tensor:
+    """log p(target | observed), [B], under the mixture of M orders.
+
+    Args:
+        before, after: log p_o(observed) and log p_o(target | observed) of every order, [B, M] both.
+    """
+    if before.shape[1] == 1:
+        return after[:, 0]
+    return torch.logsumexp(before + after, dim=1) - torch.logsumexp(before, dim=1)
+
+
+def draw_orders(orders: Tensor, before: Tensor, u: Tensor) -> Tensor:
+    """An order for every row, in proportion to the probability that it gives to what is observed: int64 [N, D].
+
+    Args:
+        orders: int64 [1 or N, M, D].
+        before: log p_o(observed) of every order, [N, M].
+        u: a uniform for every row, [N, 1].
+    """
+    chosen = (torch.softmax(before, dim=1).cumsum(dim=1) <= u).sum(dim=1).clamp(max=orders.shape[1] - 1)
+    return orders.expand(len(before), -1, -1)[torch.arange(len(before), device=before.device), chosen]
 
 
 def check_sets(x: Tensor, observed: Tensor | None, target: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from pyar.models.base import new_parameter, positive_int
 from pyar.models.layers import check_convolution, convolution_parameters, reparametrize
 from pyar.models.plane import ImageModel, Scan
+from pyar.ops.pixel_rnn import pixel_rnn_sample
 from pyar.reference.pixel_rnn import First
 from pyar.reference.plane import numbers
 
@@ -20,7 +21,7 @@ from pyar.reference.plane import numbers
 class PixelRNN(ImageModel):
     """Recurrent layers over the plane, each added to its input, on a convolution of mask A.
 
-    A subclass names its kind of `layer` and defines `_sample`.
+    A subclass names its kind of `layer`; its arguments are explained there.
     """
 
     layer: ClassVar[type[PixelRNNLayer]]
@@ -28,16 +29,16 @@ class PixelRNN(ImageModel):
     def __init__(
         self,
         image_shape: Sequence[int],
-        num_states: int,
-        hidden_size: int,
-        num_layers: int,
+        num_states: int = 2,
+        hidden_size: int = 16,
+        num_layers: int = 7,
         *,
-        head_size: int | None,
-        output: Literal["softmax", "logistic-mixture"],
-        num_mixtures: int,
-        num_classes: int | None,
-        context_size: int | None,
-        scan: Scan,
+        head_size: int | None = None,
+        output: Literal["softmax", "logistic-mixture"] = "softmax",
+        num_mixtures: int = 10,
+        num_classes: int | None = None,
+        context_size: int | None = None,
+        scan: Scan = "right-down",
     ) -> None:
         super().__init__(
             image_shape,
@@ -105,6 +106,30 @@ class PixelRNN(ImageModel):
         for layer in self.layers:
             x = layer(x, image, context)
         return x.flatten(1, 2)
+
+    def _sample(
+        self,
+        num_samples: int,
+        seed: Tensor,
+        first_index: int,
+        temperature: float,
+        given: Tensor | None,
+        context: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return pixel_rnn_sample(
+            self._first(),
+            [layer.weights_now(context) for layer in self.layers],
+            self._head_parameters(),
+            shape=(self.rows, self.columns),
+            num_states=self.num_states,
+            output=self.output,
+            seed=seed,
+            num_samples=num_samples,
+            first_index=first_index,
+            temperature=temperature,
+            given=given,
+            dims=self.order,
+        )
 
     def _first(self) -> First:
         """The first convolution's parameters as they are at this call."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from pyar.models.base import new_parameter
 from pyar.models.pixel_rnn import PixelRNN, PixelRNNLayer, gate_bias, reset_gates
-from pyar.models.plane import Scan
-from pyar.ops.pixel_rnn import pixel_rnn_sample, row_lstm_layer
+from pyar.ops.pixel_rnn import row_lstm_layer
 
 
 class RowLSTMLayer(PixelRNNLayer):
@@ -90,54 +86,3 @@ class RowLSTM(PixelRNN):
 
     name = "row-lstm"
     layer = RowLSTMLayer
-
-    def __init__(
-        self,
-        image_shape: Sequence[int],
-        num_states: int = 2,
-        hidden_size: int = 16,
-        num_layers: int = 7,
-        *,
-        head_size: int | None = None,
-        output: Literal["softmax", "logistic-mixture"] = "softmax",
-        num_mixtures: int = 10,
-        num_classes: int | None = None,
-        context_size: int | None = None,
-        scan: Scan = "right-down",
-    ) -> None:
-        super().__init__(
-            image_shape,
-            num_states,
-            hidden_size,
-            num_layers,
-            head_size=head_size,
-            output=output,
-            num_mixtures=num_mixtures,
-            num_classes=num_classes,
-            context_size=context_size,
-            scan=scan,
-        )
-
-    def _sample(
-        self,
-        num_samples: int,
-        seed: Tensor,
-        first_index: int,
-        temperature: float,
-        given: Tensor | None,
-        context: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        return pixel_rnn_sample(
-            self._first(),
-            [layer.weights_now(context) for layer in self.layers],
-            self._head_parameters(),
-            shape=(self.rows, self.columns),
-            num_states=self.num_states,
-            output=self.output,
-            seed=seed,
-            num_samples=num_samples,
-            first_index=first_index,
-            temperature=temperature,
-            given=given,
-            dims=self.order,
-        )

@@ -20,7 +20,7 @@ from pyar.models.base import (
     new_parameter,
 )
 from pyar.models.layers import check_linears, has_hooks, linear_parameters, reparametrize, require_parameter
-from pyar.models.orders import check_orders, check_sets, random_orders
+from pyar.models.orders import check_orders, check_sets, draw_orders, mixture_log_prob, random_orders
 from pyar.ops.table_nade import (
     Layout,
     table_nade_log_probs,
@@ -274,10 +274,7 @@ class TableNADE(DensityModel):
         """
         x, observed, target = self._sets(x, observed, target)
         orders = check_orders(orders, seed, len(x), self.order)
-        before, after = self._path_log_prob(x, orders, observed, target)
-        if orders.shape[1] == 1:
-            return after[:, 0]
-        return torch.logsumexp(before + after, dim=1) - torch.logsumexp(before, dim=1)
+        return mixture_log_prob(*self._path_log_prob(x, orders, observed, target))
 
     def order_log_probs(self, x: Tensor, orders: int | Tensor, *, seed: int = 0) -> Tensor:
         """log p_o(x) under each of several orders, in nats, which tells how far they disagree: float32 [B, M].
@@ -469,15 +466,13 @@ class TableNADE(DensityModel):
         orders = check_orders(orders, 0, len(x), self.order)
         indices = first_index + torch.arange(len(x), device=x.device)
         x = torch.where(observed, x, 0.0)
-        M = orders.shape[1]
         walk, before = orders[:, 0].expand(len(x), -1), None
-        if M > 1:
+        if orders.shape[1] > 1:
             if temperature != 1.0:
                 raise ValueError(f"temperature must be 1 where several orders are mixed, got {temperature}")
             before = self._path_log_prob(x, orders, torch.zeros_like(observed), observed)[1]
             u = indexed_uniforms(int(seed_tensor), indices, 1, number=_ORDER_NUMBER)
-            chosen = (torch.softmax(before, dim=1).cumsum(dim=1) <= u).sum(dim=1).clamp(max=M - 1)
-            walk = orders.expand(len(x), -1, -1)[torch.arange(len(x), device=x.device), chosen]
+            walk = draw_orders(orders, before, u)
         parts, log_probs = [x[:0]], [x[:0]]
         for rows in torch.arange(len(x), device=x.device).split(_PAIRS):
             part, log_prob = table_nade_sample(
@@ -496,7 +491,7 @@ class TableNADE(DensityModel):
         if before is None:
             return drawn, (log_prob - torch.where(observed, 0.0, self.log_scales)).sum(dim=1)
         after = self._path_log_prob(drawn, orders, observed, ~observed)[1]
-        return drawn, torch.logsumexp(before + after, dim=1) - torch.logsumexp(before, dim=1)
+        return drawn, mixture_log_prob(before, after)
 
     def _path_log_prob(self, x: Tensor, orders: Tensor, observed: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """log p_o(x_observed) and log p_o(x_target | x_observed) of every order: [B, M] both.
