@@ -221,7 +221,8 @@ class BuildExtension(build_ext):
         sanitize = os.environ.get("PYAR_SANITIZE") == "1"
         debug_flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g"] if sanitize else []
         # Every multiply-add that is meant to be fused is written so: results must not depend on where code was inlined.
-        flags = ["-std=c++20", "-O3", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", *debug_flags]
+        optimise = "-O1" if sanitize else "-O3"  # checked code compiles three times as fast at -O1
+        flags = ["-std=c++20", optimise, "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", *debug_flags]
         flags += ["-Wall", "-Wextra", "-Werror=return-type", "-Wno-psabi", f"-I{ROOT / 'csrc'}"]
         cuda_macros = ["-DPYAR_CUDA", f'-DPYAR_CUDA_ARCHS="{" ".join(archs)}"'] if archs else []
         headers = torch.folder / "include"
