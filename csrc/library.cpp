@@ -94,6 +94,22 @@ STABLE_TORCH_LIBRARY(pyar, m) {
       "hidden, Tensor V, Tensor b, int activation, Tensor seed, Tensor indices, float temperature) -> (Tensor, "
       "Tensor)");
 
+  // RNADE. x float32 [B, D] · W [D, H] · c [H] · rho [D] · V [D, 3C, H], rows of logits, means and log-scales ·
+  // b [D, 3C] · family: its place among gaussian, logistic, laplace · activation: as MADE's. CPU alone.
+  m.def(
+      "rnade_log_prob(Tensor x, Tensor W, Tensor c, Tensor rho, Tensor V, Tensor b, int family, int activation, float "
+      "min_scale) -> Tensor");
+  // log p(x_d | x_<d) of every step [B, D].
+  m.def(
+      "rnade_conditional_log_prob(Tensor x, Tensor W, Tensor c, Tensor rho, Tensor V, Tensor b, int family, int "
+      "activation, float min_scale) -> Tensor");
+  // seed int64 [] · given float32 [num_samples, G], the first G steps · dims int64 [D], the dimension whose uniforms a
+  // step takes. Returns x float32 [num_samples, D], a column a step, and the log-density [num_samples] of its drawn
+  // part.
+  m.def(
+      "rnade_sample(Tensor W, Tensor c, Tensor rho, Tensor V, Tensor b, int family, int activation, float min_scale, "
+      "Tensor seed, int num_samples, int first_index, Tensor? given, Tensor? dims) -> (Tensor, Tensor)");
+
   // Images of rows × columns pixels, C channels a pixel. head: W [M, F], w [M], E [C(C−1)/2, K, M], V [C, P, M],
   // b [C, P] · mixtures: P = 3·mixtures, or 0 for logits · first_index, given, dims, results as above. CPU alone.
   // The gated PixelCNN. layers: vertical [2F, I, rows, k] and bias [2F], horizontal [2F, I, 1, columns] and bias [2F],

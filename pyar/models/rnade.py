@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyar.models.base import DensityModel, check_choice, marginal_mixture, new_parameter, positive_int
 from pyar.models.layers import reparametrize, require_parameter
-from pyar.ops.rnade import rnade_conditional_log_prob, rnade_sample
+from pyar.ops.rnade import rnade_conditional_log_prob, rnade_log_prob, rnade_sample
 from pyar.ops.validate import check_sampling, check_values
 from pyar.random import resolve_seed
 from pyar.reference.activations import ACTIVATIONS
@@ -136,7 +136,7 @@ class RNADE(DensityModel):
             >>> round(torch.trapezoid(model.log_prob(grid[:, None]).exp(), grid).item(), 3)
             1.0
         """
-        return self._conditional_log_prob(x).sum(dim=1)
+        return rnade_log_prob(self._steps(x), *self._arguments())
 
     def conditional_log_prob(self, x: Tensor) -> Tensor:
         """The log-density log p(x_d | the dimensions before it) of every dimension, in nats, differentiable.
@@ -150,7 +150,7 @@ class RNADE(DensityModel):
         Raises:
             TypeError, ValueError: as log_prob.
         """
-        return self._dimensions(self._conditional_log_prob(x))
+        return self._dimensions(rnade_conditional_log_prob(self._steps(x), *self._arguments()))
 
     @torch.no_grad()
     def sample_and_log_prob(  # type: ignore[override]
@@ -245,9 +245,6 @@ class RNADE(DensityModel):
             )
         rows = torch.atleast_2d(given)
         return check_values("given", rows, rows.shape[1], self._device()).expand(num_samples, -1)
-
-    def _conditional_log_prob(self, x: Tensor) -> Tensor:
-        return rnade_conditional_log_prob(self._steps(x), *self._arguments())
 
     def _steps(self, x: Tensor) -> Tensor:
         x = check_values("x", x, self.dim, self._device())

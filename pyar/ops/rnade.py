@@ -1,4 +1,4 @@
-"""RNADE's operations: conditional log-densities of real vectors, and samples.
+"""RNADE's operations: log-densities of real vectors, and samples.
 
 Uria, Murray & Larochelle, "RNADE", NIPS 2013, https://arxiv.org/abs/1306.0186; the equations are in
 pyar.reference.rnade. Every function takes the parameters, float32 and on one device, in this order:
@@ -6,7 +6,9 @@ pyar.reference.rnade. Every function takes the parameters, float32 and on one de
     W [D, H] · c [H] · rho [D] · V [D, 3C, H] · b [D, 3C] · family "gaussian", "logistic" or "laplace" ·
     activation "relu", "sigmoid" or "tanh" · min_scale ≥ 0
 
-They run on any device as torch's own operations, all steps of the log-density at once, and are differentiable.
+On the CPU samples, and log-densities whose gradient nobody wants, are one native call in float32, with the same bits
+for every batch and number of threads. Where a gradient is wanted, within torch.func's transforms and on other devices
+they are torch's own operations, all steps of the log-density at once, and differentiable.
 """
 
 from __future__ import annotations
@@ -14,10 +16,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyar import native
+from pyar.ops.transforms import is_active, needs_gradient
 from pyar.ops.validate import check_dimensions, check_parameters, check_seed, check_values
 from pyar.reference import mixtures
 from pyar.reference.activations import ACTIVATIONS
 from pyar.reference.philox import indexed_fine_uniforms, indexed_uniforms
+
+
+def rnade_log_prob(
+    x: Tensor,
+    W: Tensor,
+    c: Tensor,
+    rho: Tensor,
+    V: Tensor,
+    b: Tensor,
+    family: str,
+    activation: str,
+    min_scale: float,
+) -> Tensor:
+    """log p(x) = Σ_d log p(x_d | x_{<d}) in nats: [B] float32, differentiable.
+
+    Args, Raises: as rnade_conditional_log_prob.
+    """
+    x = _check(x, W, c, rho, V, b, family, activation)
+    if _is_native(x, W, c, rho, V, b):
+        return torch.ops.pyar.rnade_log_prob(x, W, c, rho, V, b, *_places(family, activation), float(min_scale))
+    return _conditional_log_prob(x, W, c, rho, V, b, family, activation, min_scale).sum(dim=1)
 
 
 def rnade_conditional_log_prob(
@@ -40,13 +65,11 @@ def rnade_conditional_log_prob(
         TypeError: a tensor has the wrong dtype.
         ValueError: a tensor has the wrong shape or device, or x holds NaN or infinite values.
     """
-    _check_parameters(W, c, rho, V, b, family, activation)
-    x = check_values("x", x, len(V), V.device)
-    terms = x[:, :, None] * W
-    a = c + torch.cumsum(terms, dim=1) - terms  # [B, D, H]: each step without its own term
-    h = ACTIVATIONS[activation](rho[:, None] * a)
-    outputs = torch.einsum("bdh,dph->bdp", h, V) + b
-    return mixtures.log_prob(outputs.float(), x, family, min_scale)
+    x = _check(x, W, c, rho, V, b, family, activation)
+    if _is_native(x, W, c, rho, V, b):
+        places = _places(family, activation)
+        return torch.ops.pyar.rnade_conditional_log_prob(x, W, c, rho, V, b, *places, float(min_scale))
+    return _conditional_log_prob(x, W, c, rho, V, b, family, activation, min_scale)
 
 
 def rnade_sample(
@@ -81,6 +104,12 @@ def rnade_sample(
     """
     _check_parameters(W, c, rho, V, b, family, activation)
     check_seed(seed, V.device)
+    with torch.no_grad():
+        if _is_native(V):
+            places = _places(family, activation)
+            return torch.ops.pyar.rnade_sample(
+                W, c, rho, V, b, *places, float(min_scale), seed, num_samples, first_index, given, order
+            )
     D, index = len(V), first_index + torch.arange(num_samples, device=V.device)
     u, v = indexed_uniforms(int(seed), index, D), indexed_fine_uniforms(int(seed), index, D, number=1)
     steps = range(D) if order is None else order.tolist()
@@ -100,6 +129,48 @@ def rnade_sample(
     return x, total
 
 
+def _conditional_log_prob(
+    x: Tensor,
+    W: Tensor,
+    c: Tensor,
+    rho: Tensor,
+    V: Tensor,
+    b: Tensor,
+    family: str,
+    activation: str,
+    min_scale: float,
+) -> Tensor:
+    """rnade_conditional_log_prob by torch's own operations."""
+    terms = x[:, :, None] * W
+    a = c + torch.cumsum(terms, dim=1) - terms  # [B, D, H]: each step without its own term
+    h = ACTIVATIONS[activation](rho[:, None] * a)
+    outputs = torch.einsum("bdh,dph->bdp", h, V) + b
+    return mixtures.log_prob(outputs.float(), x, family, min_scale)
+
+
+def _is_native(*tensors: Tensor) -> bool:
+    """Whether the operation is a native call; says so if it would be one, were the extension there."""
+    if tensors[0].device.type != "cpu" or is_active() or needs_gradient(tensors):
+        return False
+    if torch.autograd.forward_ad._current_level >= 0:  # forward-mode derivatives, which the kernels do not know
+        return False
+    if native.has_kernels("cpu"):
+        return True
+    native.warn_reference("cpu")
+    return False
+
+
+def _places(family: str, activation: str) -> tuple[int, int]:
+    """Family and activation as the native operations take them."""
+    return mixtures.FAMILIES.index(family), list(ACTIVATIONS).index(activation)
+
+
+def _check(x: Tensor, W: Tensor, c: Tensor, rho: Tensor, V: Tensor, b: Tensor, family: str, activation: str) -> Tensor:
+    """Checks all arguments; returns x."""
+    _check_parameters(W, c, rho, V, b, family, activation)
+    return check_values("x", x, len(V), V.device)
+
+
 def _check_parameters(W: Tensor, c: Tensor, rho: Tensor, V: Tensor, b: Tensor, family: str, activation: str) -> None:
     """Raises TypeError or ValueError for parameters that do not fit together."""
     if family not in mixtures.FAMILIES:
@@ -111,3 +182,28 @@ def _check_parameters(W: Tensor, c: Tensor, rho: Tensor, V: Tensor, b: Tensor, f
     if P % 3:
         raise ValueError(f"V must have three rows for each component, weight, mean and scale, got {P}")
     check_parameters([("V", V, (D, P, H)), ("W", W, (D, H)), ("c", c, (H,)), ("rho", rho, (D,)), ("b", b, (D, P))])
+
+
+# What torch needs to know about the native operations.
+
+
+def _fake_log_prob(x, W, c, rho, V, b, family, activation, min_scale):
+    return x.new_empty(x.shape[0])
+
+
+def _fake_conditional_log_prob(x, W, c, rho, V, b, family, activation, min_scale):
+    return x.new_empty(x.shape)
+
+
+def _fake_sample(W, c, rho, V, b, family, activation, min_scale, seed, num_samples, first_index, given, dims):
+    return b.new_empty(num_samples, V.shape[0]), b.new_empty(num_samples)
+
+
+if native._C is not None:
+    for name, fake in {
+        "rnade_log_prob": _fake_log_prob,
+        "rnade_conditional_log_prob": _fake_conditional_log_prob,
+        "rnade_sample": _fake_sample,
+    }.items():
+        torch.library.register_fake(f"pyar::{name}", fake)
+        torch.library.register_autocast(f"pyar::{name}", "cpu", torch.float32)
