@@ -7,6 +7,8 @@ jobs:
               threads; its memory, import time and install time
   per-sample  gradients of every example, as torch.func gives them, beside a loop of single gradients
   images      sampling a PixelCNN, beside batched PyTorch operations and a loop over pixels
+  rnade       log-densities, gradients and samples of an RNADE, beside an eager loop, torch's operations on all
+              dimensions at once, JAX's scan and numba
   physics     the step of variational Monte Carlo on spins, beside a PyTorch MADE of equal parameters
   neighbours  how much longer pyar, torch's own layers and JAX take beside one busy process and beside two; needs Linux,
               and a machine that is quiet otherwise
@@ -47,12 +49,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "jobs",
         nargs="+",
-        choices=(*TABLES, "per-sample", "images", "physics", "neighbours", "report", "guard"),
+        choices=(*TABLES, "per-sample", "images", "rnade", "physics", "neighbours", "report", "guard"),
         metavar="job",
         help="one or more",
     )
     cores = len(os.sched_getaffinity(0))
-    measuring = parser.add_argument_group("measuring: nade, lstm, made, deep-nade, sweep, images, physics, neighbours")
+    measuring = parser.add_argument_group(
+        "measuring: nade, lstm, made, deep-nade, sweep, images, rnade, physics, neighbours"
+    )
     measuring.add_argument("--threads", type=int, default=cores, help=f"cores for everybody (default: all, {cores})")
     measuring.add_argument(
         "--level",
@@ -121,6 +125,10 @@ def main(arguments: list[str] | None = None) -> int:
         from benchmarks.images import run_images
 
         run_images(options)
+    if "rnade" in options.jobs:
+        from benchmarks.rnade import run_rnade
+
+        run_rnade(options)
     if "physics" in options.jobs:
         from benchmarks.physics import run_physics
 

@@ -18,7 +18,7 @@ from benchmarks.series import MODELS, TASKS, describe_job, plot_names, sweep_rec
 from pyar.files import write_text
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
-JOBS = (*MODELS, "sweep", "neighbours")
+JOBS = (*MODELS, "rnade", "sweep", "neighbours")
 # Where the plots are, seen from the site's page, docs/benchmarks.md.
 PLOTS = "benchmarks"
 ALT_TEXTS = {
@@ -84,6 +84,8 @@ def render(documents: dict[str, dict[str, Any]]) -> str:
     parts += pictures(documents, "speed", "floor")
     parts += imprecisions([*tables, *sweep])
     parts += unsettled([*tables, *sweep])
+    if "rnade" in documents:
+        parts += render_rnade(documents["rnade"])
     if "sweep" in documents:
         parts += render_sweep(documents["sweep"], pictures(documents, "growth"))
     if "neighbours" in documents:
@@ -262,6 +264,28 @@ def memory_table(records: list[dict[str, Any]]) -> str:
             text if record["status"] == "ok" else record["status"]
         )
     return markdown_table(["peak extra memory of one call, MB", *names], rows)
+
+
+def render_rnade(document: dict[str, Any]) -> list[str]:
+    """RNADE's table: a row a case, a column a contender."""
+    records = document["records"]
+    names = list(dict.fromkeys(record["contender"] for record in records))
+    rows: dict[str, dict[str, str]] = {}
+    ours: dict[str, float] = {}
+    for record in records:
+        case = f"{TASKS[record['task']]}, B={record['B']}, D={record['D']}, H={record['H']}"
+        time = milliseconds(record["median_ms"])
+        if record["contender"] == "pyar":
+            ours[case] = record["median_ms"]
+            text = f"**{time}** ({100 * record['fraction_of_floor']:.0f} %)"
+        else:
+            text = f"{time} ({record['median_ms'] / ours[case]:.1f}×)"
+        rows.setdefault(case, {})[record["contender"]] = text
+    return [
+        f"**RNADE.** {describe_run(document)}",
+        markdown_table(["job", *names], rows),
+        f"Real values, mixtures of {document['components']} Gaussians; milliseconds, brackets and checks as above.",
+    ]
 
 
 def render_neighbours(document: dict[str, Any]) -> list[str]:

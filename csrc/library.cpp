@@ -103,6 +103,10 @@ STABLE_TORCH_LIBRARY(pyar, m) {
   m.def(
       "rnade_conditional_log_prob(Tensor x, Tensor W, Tensor c, Tensor rho, Tensor V, Tensor b, int family, int "
       "activation, float min_scale) -> Tensor");
+  // The gradients of both, grad [B] or [B, D], with respect to x (empty if x_gradient is false), W, c, rho, V and b.
+  m.def(
+      "rnade_log_prob_backward(Tensor grad, Tensor x, Tensor W, Tensor c, Tensor rho, Tensor V, Tensor b, int family, "
+      "int activation, float min_scale, bool x_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   // seed int64 [] · given float32 [num_samples, G], the first G steps · dims int64 [D], the dimension whose uniforms a
   // step takes. Returns x float32 [num_samples, D], a column a step, and the log-density [num_samples] of its drawn
   // part.

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import test_deep_nade_kernels as deep_nade
 import test_made as made
+import test_rnade_kernels as rnade
 import torch
 from oracle import nade_parameters, random_states
 from torch import Tensor
@@ -130,10 +131,27 @@ def deep_nade_results() -> Iterator[tuple[str, Tensor]]:
             yield f"{name}: log-probabilities of samples", log_prob
 
 
+def rnade_results() -> Iterator[tuple[str, Tensor]]:
+    for case in rnade.CASES:
+        D, C, H, options = case.values
+        parameters = rnade.rnade_parameters(D, C, H, **options)
+        for B in (1, 37, 150):
+            name = f"rnade {case.id}, B={B}"
+            x = rnade.random_values(B, D)
+            yield f"{name}: log_prob", rnade.ops.rnade_log_prob(x, *parameters)
+            yield f"{name}: conditional_log_prob", rnade.ops.rnade_conditional_log_prob(x, *parameters)
+            upstream = torch.linspace(-1, 2, B)
+            for i, gradient in enumerate(rnade.gradients(rnade.ops.rnade_log_prob, x, parameters, upstream)):
+                yield f"{name}: gradient {i}", gradient
+            drawn, log_prob = rnade.sample(parameters, B)
+            yield f"{name}: samples", drawn
+            yield f"{name}: log-probabilities of samples", log_prob
+
+
 def digests() -> dict[str, str]:
     """Name → hash of the bytes of every result."""
     torch.set_num_threads(2)
-    results = [*nade_results(), *lstm_results(), *made_results(), *deep_nade_results()]
+    results = [*nade_results(), *lstm_results(), *made_results(), *deep_nade_results(), *rnade_results()]
     return {name: hashlib.sha256(value.detach().contiguous().numpy().tobytes()).hexdigest() for name, value in results}
 
 

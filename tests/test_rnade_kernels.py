@@ -1,4 +1,4 @@
-"""RNADE's native operations: the reference's numbers, the same bits for every batch and thread, and far out in tails."""
+"""RNADE's native operations: the reference's numbers, the same bits in every batch and thread, far out in tails too."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_a_sample_has_the_same_bits_in_every_batch(
 def test_given_steps_and_orders() -> None:
     p = rnade_parameters(7, 3, 9)
     order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
-    x, log_prob = sample(p, 40, order=order)
+    x, _ = sample(p, 40, order=order)
     u = indexed_uniforms(17, torch.arange(40), 7)
     first = ops.rnade_sample(*p.map(lambda t: t[:1] if len(t) == 7 else t), seed=torch.tensor(17), num_samples=40)
     assert not torch.equal(first[0][:, 0], x[:, 0])  # step 0 takes dimension 3's uniforms
@@ -266,6 +266,121 @@ def test_nothing_is_drawn_from_what_is_no_distribution(bad: float, row: int) -> 
         sample(p, 200)
 
 
+# --- Gradients ---
+
+
+def gradients(log_prob: Callable[..., Tensor], x: Tensor, p: Parameters, upstream: Tensor) -> list[Tensor]:
+    """With respect to x and all parameters."""
+    x, p = x.clone().requires_grad_(), p.leaves()
+    inputs = [x, *p.tensors]
+    return list(torch.autograd.grad(log_prob(x, *p), inputs, upstream, allow_unused=True, materialize_grads=True))
+
+
+def reference_log_prob(x: Tensor, *arguments: Any) -> Tensor:
+    return reference.conditional_log_prob(x, *arguments).sum(dim=1)
+
+
+@pytest.mark.each_level
+@pytest.mark.parametrize("B", [1, 45, 150])
+@pytest.mark.parametrize(("D", "C", "H", "options"), CASES)
+def test_gradients_are_as_accurate_as_the_reference(D: int, C: int, H: int, options: dict, B: int) -> None:
+    p, x = rnade_parameters(D, C, H, **options), random_values(B, D)
+    generator = torch.Generator().manual_seed(1)
+    for function, law, shape in (
+        (ops.rnade_log_prob, reference_log_prob, (B,)),
+        (ops.rnade_conditional_log_prob, reference.conditional_log_prob, (B, D)),
+    ):
+        upstream = torch.randn(shape, generator=generator)
+        upstream[B // 2] = 0.0
+        exact = gradients(law, x.double(), p.double(), upstream.double())
+        float32 = gradients(law, x, p, upstream)
+        backwards = gradients(law, x.flip(0), p, upstream.flip(0))
+        backwards[0] = backwards[0].flip(0)
+        actual = gradients(function, x, p, upstream)
+        for i, name in enumerate(("x", "W", "c", "rho", "V", "b")):
+            assert_as_accurate(actual[i], (float32[i], backwards[i]), exact[i], f"{function.__name__}, {name}")
+
+
+@pytest.mark.each_level
+@pytest.mark.parametrize(("D", "C", "H", "options"), CASES)
+def test_gradients_have_the_same_bits_for_every_number_of_threads(
+    D: int, C: int, H: int, options: dict, restore_threads: None
+) -> None:
+    """Over more than one sub-batch."""
+    p, x = rnade_parameters(D, C, H, **options), random_values(600, D)
+    upstream = torch.linspace(-1, 2, 600)
+    expected = gradients(ops.rnade_log_prob, x, p, upstream)
+    exact = gradients(reference_log_prob, x.double(), p.double(), upstream.double())
+    for actual, value in zip(expected, exact, strict=True):
+        torch.testing.assert_close(actual.double(), value, rtol=1e-4, atol=1e-4 * value.abs().max().item())
+    for threads in (2, 3, 7):
+        torch.set_num_threads(threads)
+        for actual, value in zip(gradients(ops.rnade_log_prob, x, p, upstream), expected, strict=True):
+            assert torch.equal(actual, value)
+    assert torch.equal(gradients(ops.rnade_log_prob, x[:40], p, upstream[:40])[0], expected[0][:40])
+
+
+@pytest.mark.each_level
+@pytest.mark.parametrize("min_scale", [1e-6, 0.02])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_far_values_have_gradients(family: str, min_scale: float) -> None:
+    """Scales from the floor to 10⁴, values 50 deviations away: those of float64, one value at a time."""
+    for log_scale in (-40.0, -3.0, 0.0, math.log(1e4)):
+        outputs = torch.tensor([0.3, -0.2, 0.0, 0.1, log_scale, log_scale - 0.5])
+        p = lanes(outputs, family, min_scale)
+        scale = math.exp(log_scale) + min_scale
+        for z in (-50.0, -3.0, 0.1, 7.0, 50.0):
+            x = torch.tensor([[scale * z + 0.05]])
+            actual = gradients(ops.rnade_log_prob, x, p, torch.ones(1))
+            exact = gradients(reference_log_prob, x.double(), p.double(), torch.ones(1).double())
+            float32 = gradients(reference_log_prob, x, p, torch.ones(1))
+            assert torch.isfinite(actual[5]).all()
+            assert (actual[5][0, 2:4] != 0).any()
+            for i, name in ((0, "x"), (5, "b")):
+                assert_as_accurate(actual[i], float32[i], exact[i], f"{name}, scale {scale}, {z} deviations away")
+
+
+def test_where_the_density_vanishes_only_its_own_component_counts() -> None:
+    """A component so far away that its square is infinite has a responsibility, and gradients, of zero."""
+    p = lanes(torch.tensor([0.0, 0.0, 1e30, 0.5, 0.0, 0.0]), "gaussian", 0.02)
+    actual = gradients(ops.rnade_log_prob, torch.tensor([[0.2]]), p, torch.ones(1))
+    exact = gradients(reference_log_prob, torch.tensor([[0.2]]).double(), p.double(), torch.ones(1).double())
+    torch.testing.assert_close(actual[5].double(), exact[5], rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_of_gradients_are_torchs() -> None:
+    p, x = rnade_parameters(5, 3, 9, activation="tanh"), random_values(6, 5)
+
+    def second(law: Callable[..., Tensor], x: Tensor, p: Parameters) -> list[Tensor]:
+        p = p.leaves()
+        first = torch.autograd.grad(law(x, *p).sum(), p.tensors, create_graph=True)
+        return list(torch.autograd.grad(sum(g.square().sum() for g in first), p.tensors))
+
+    expected = second(reference_log_prob, x.double(), p.double())
+    for actual, value in zip(second(ops.rnade_log_prob, x, p), expected, strict=True):
+        torch.testing.assert_close(actual.double(), value, rtol=1e-3, atol=1e-4 * value.abs().max().item())
+
+
+def test_gradients_within_transforms_are_torchs() -> None:
+    p, x = rnade_parameters(5, 3, 9), random_values(6, 5)
+    expected = gradients(ops.rnade_log_prob, x, p, torch.ones(6))
+
+    def total(V: Tensor) -> Tensor:
+        return ops.rnade_log_prob(x, *p._replace(V=V)).sum()
+
+    torch.testing.assert_close(torch.func.grad(total)(p.V), expected[4], rtol=1e-4, atol=1e-4)
+    each = torch.func.vmap(
+        torch.func.grad(lambda V, row: ops.rnade_log_prob(row[None], *p._replace(V=V)).sum()), (None, 0)
+    )
+    torch.testing.assert_close(each(p.V, x).sum(dim=0), expected[4], rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_of_nothing_are_zero() -> None:
+    p = rnade_parameters(5, 3, 9)
+    for gradient in gradients(ops.rnade_log_prob, torch.zeros(0, 5), p, torch.zeros(0)):
+        assert (gradient == 0).all()
+
+
 # --- Without kernels ---
 
 
@@ -276,7 +391,7 @@ def test_torchs_operations_give_the_same(
     p = rnade_parameters(D, C, H, **options)
     x = random_values(40, D)
     native = ops.rnade_log_prob(x, *p), ops.rnade_conditional_log_prob(x, *p), *sample(p, 40, given=x[:, : D // 3])
-    monkeypatch.setattr(ops, "_is_native", lambda *tensors: False)
+    monkeypatch.setattr(ops, "_is_native", lambda V: False)
     torchs = ops.rnade_log_prob(x, *p), ops.rnade_conditional_log_prob(x, *p), *sample(p, 40, given=x[:, : D // 3])
     for actual, expected in zip(native, torchs, strict=True):
         assert actual.dtype == expected.dtype
@@ -307,6 +422,11 @@ def test_opcheck() -> None:
         torch.library.opcheck(ns.rnade_log_prob.default, (x, *parameters))
         torch.library.opcheck(ns.rnade_conditional_log_prob.default, (x, *parameters))
         numbers = (torch.tensor(3), 5, 2, x[:, :2], torch.arange(6))
+        for upstream in (torch.ones(5), torch.ones(5, 6)):
+            for of_x in (False, True):
+                torch.library.opcheck(ns.rnade_log_prob_backward.default, (upstream, x, *parameters, of_x))
+        leaves = [tensor.clone().requires_grad_() for tensor in (x, *tensors)]
+        torch.library.opcheck(ns.rnade_log_prob.default, (*leaves, family, 0, min_scale))
         torch.library.opcheck(ns.rnade_sample.default, (*parameters, *numbers))
 
 
@@ -316,6 +436,10 @@ def test_compiles_without_a_break() -> None:
     x = random_values(5, 6)
     traced = torch.compile(ops.rnade_log_prob, fullgraph=True, backend="aot_eager", dynamic=False)
     assert torch.equal(traced(x, *p), ops.rnade_log_prob(x, *p))
+    leaves = p.leaves()
+    traced(x, *leaves).sum().backward()
+    for leaf, expected in zip(leaves.tensors, gradients(ops.rnade_log_prob, x, p, torch.ones(5))[1:], strict=True):
+        assert torch.equal(leaf.grad, expected)
     numbers = {"seed": torch.tensor(3), "num_samples": 5}
     traced = torch.compile(ops.rnade_sample, fullgraph=True, backend="aot_eager", dynamic=False)
     for actual, expected in zip(traced(*p, **numbers), ops.rnade_sample(*p, **numbers), strict=True):

@@ -6,9 +6,9 @@ pyar.reference.rnade. Every function takes the parameters, float32 and on one de
     W [D, H] · c [H] · rho [D] · V [D, 3C, H] · b [D, 3C] · family "gaussian", "logistic" or "laplace" ·
     activation "relu", "sigmoid" or "tanh" · min_scale ≥ 0
 
-On the CPU samples, and log-densities whose gradient nobody wants, are one native call in float32, with the same bits
-for every batch and number of threads. Where a gradient is wanted, within torch.func's transforms and on other devices
-they are torch's own operations, all steps of the log-density at once, and differentiable.
+On the CPU log-densities, their gradients and samples are one native call each, in float32 whatever torch.autocast says,
+with the same bits for every number of threads. Elsewhere, under torch.func's transforms and for derivatives of
+gradients they are torch's own operations, all steps of the log-density at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pyar import native
-from pyar.ops.transforms import is_active, needs_gradient
+from pyar.ops import transforms
 from pyar.ops.validate import check_dimensions, check_parameters, check_seed, check_values
 from pyar.reference import mixtures
 from pyar.reference.activations import ACTIVATIONS
@@ -40,7 +40,7 @@ def rnade_log_prob(
     Args, Raises: as rnade_conditional_log_prob.
     """
     x = _check(x, W, c, rho, V, b, family, activation)
-    if _is_native(x, W, c, rho, V, b):
+    if _is_native(V):
         return torch.ops.pyar.rnade_log_prob(x, W, c, rho, V, b, *_places(family, activation), float(min_scale))
     return _conditional_log_prob(x, W, c, rho, V, b, family, activation, min_scale).sum(dim=1)
 
@@ -66,7 +66,7 @@ def rnade_conditional_log_prob(
         ValueError: a tensor has the wrong shape or device, or x holds NaN or infinite values.
     """
     x = _check(x, W, c, rho, V, b, family, activation)
-    if _is_native(x, W, c, rho, V, b):
+    if _is_native(V):
         places = _places(family, activation)
         return torch.ops.pyar.rnade_conditional_log_prob(x, W, c, rho, V, b, *places, float(min_scale))
     return _conditional_log_prob(x, W, c, rho, V, b, family, activation, min_scale)
@@ -148,9 +148,9 @@ def _conditional_log_prob(
     return mixtures.log_prob(outputs.float(), x, family, min_scale)
 
 
-def _is_native(*tensors: Tensor) -> bool:
+def _is_native(V: Tensor) -> bool:
     """Whether the operation is a native call; says so if it would be one, were the extension there."""
-    if tensors[0].device.type != "cpu" or is_active() or needs_gradient(tensors):
+    if V.device.type != "cpu" or transforms.is_active():
         return False
     if torch.autograd.forward_ad._current_level >= 0:  # forward-mode derivatives, which the kernels do not know
         return False
@@ -199,11 +199,47 @@ def _fake_sample(W, c, rho, V, b, family, activation, min_scale, seed, num_sampl
     return b.new_empty(num_samples, V.shape[0]), b.new_empty(num_samples)
 
 
+def _fake_log_prob_backward(grad, x, W, c, rho, V, b, family, activation, min_scale, x_gradient):
+    of_x = x.new_empty(x.shape if x_gradient else 0)
+    return of_x, *(torch.empty(p.shape, dtype=p.dtype, device=p.device) for p in (W, c, rho, V, b))
+
+
+def _save_for_backward(ctx, inputs, output):
+    *tensors, ctx.family, ctx.activation, ctx.min_scale = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _log_prob_backward(ctx, grad):
+    tensors = ctx.saved_tensors
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # this gradient will be differentiated
+        names = mixtures.FAMILIES[ctx.family], list(ACTIVATIONS)[ctx.activation]
+        log_prob = _conditional_log_prob(*tensors, *names, ctx.min_scale)
+        wanted = [tensor for tensor in tensors if tensor.requires_grad]
+        log_prob = log_prob.sum(dim=1) if grad.dim() == 1 else log_prob
+        found = iter(torch.autograd.grad(log_prob, wanted, grad, create_graph=True, materialize_grads=True))
+        gradients = [next(found) if tensor.requires_grad else None for tensor in tensors]
+    else:
+        of_x = ctx.needs_input_grad[0]
+        gradients = transforms.call(
+            "rnade_log_prob_backward", grad, *tensors, ctx.family, ctx.activation, ctx.min_scale, of_x
+        )
+        gradients = (gradients[0] if of_x else None, *gradients[1:])
+    return *gradients, None, None, None
+
+
+def _refuse_double_backward(ctx, *grads):
+    raise RuntimeError("compiled gradients of RNADE have no derivatives; differentiate without torch.compile")
+
+
 if native._C is not None:
     for name, fake in {
         "rnade_log_prob": _fake_log_prob,
         "rnade_conditional_log_prob": _fake_conditional_log_prob,
+        "rnade_log_prob_backward": _fake_log_prob_backward,
         "rnade_sample": _fake_sample,
     }.items():
         torch.library.register_fake(f"pyar::{name}", fake)
         torch.library.register_autocast(f"pyar::{name}", "cpu", torch.float32)
+    for name in ("rnade_log_prob", "rnade_conditional_log_prob"):
+        transforms.register(name, _log_prob_backward, _save_for_backward)
+    transforms.register("rnade_log_prob_backward", _refuse_double_backward)

@@ -29,8 +29,9 @@ struct RnadeForward {
   float* conditional;  // [B, D], log p(x_d | x_<d), or null
 };
 
-constexpr int64_t kRnadeTile = 32;           // samples of a gradient that go together
-constexpr int64_t kRnadeSubBatch = 16 * 32;  // samples whose gradients are computed together, at any thread count
+constexpr int64_t kRnadeTile = 32;  // samples of a gradient that go together
+constexpr int64_t kRnadeSubBatch =
+    16 * kRnadeTile;  // samples whose gradients are computed together, at any thread count
 
 // Gradients of one sub-batch of n samples in tiles, in blocks of steps from the last to the first.
 struct RnadeBackward {

@@ -105,6 +105,79 @@ Tensor rnade_conditional_log_prob(Tensor x, Tensor W, Tensor c, Tensor rho, Tens
   return forward(x, Model(W, c, rho, V, b, family, activation, min_scale), true);
 }
 
+// Runs work(i) for i < count, which together take so many multiply-adds.
+template <class Work>
+void share_all(Crew& crew, int64_t count, int64_t all_work, const Work& work) {
+  const int64_t pieces = std::clamp<int64_t>(all_work / (kWorthAPiece / 4), 1, count);
+  crew.share(pieces, [&](int64_t piece, int64_t seat) {
+    for (int64_t i = count * piece / pieces; i < count * (piece + 1) / pieces; ++i) work(i, seat);
+  });
+}
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Gradients rnade_log_prob_backward(Tensor grad, Tensor x, Tensor W, Tensor c, Tensor rho, Tensor V, Tensor b,
+                                  int64_t family, int64_t activation, double min_scale, bool x_gradient) {
+  const Model model(W, c, rho, V, b, family, activation, min_scale);
+  const RnadeParameters& m = model.view;
+  const Tensor values = checked_values(x, m);
+  const int64_t B = values.size(0);
+  const bool conditional = grad.dim() == 2;
+  const Tensor upstream = checked(grad, "grad", ScalarType::Float, "float32",
+                                  conditional ? std::vector<int64_t>{B, m.D} : std::vector<int64_t>{B});
+  const auto allocate = [&](std::vector<int64_t> shape) { return torch::stable::new_zeros(b, shape); };
+  Gradients result = {allocate(x_gradient ? std::vector<int64_t>{B, m.D} : std::vector<int64_t>{0}),
+                      allocate({m.D, m.H}),
+                      allocate({m.H}),
+                      allocate({m.D}),
+                      allocate({m.D, m.P, m.H}),
+                      allocate({m.D, m.P})};
+  if (B == 0) return result;
+
+  const int64_t parts = (B + kRnadeSubBatch - 1) / kRnadeSubBatch;
+  const auto tiles_of = [](int64_t n) { return (n + kRnadeTile - 1) / kRnadeTile; };
+  const int64_t most = tiles_of((B + parts - 1) / parts);  // tiles of the largest sub-batch
+  RnadeBackward q{};
+  q.model = m;
+  // As many checkpoints as steps to walk again between two of them.
+  q.block = static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(m.D))));
+  const int64_t blocks = (m.D + q.block - 1) / q.block, tile_floats = PYAR_FOR_THIS_CPU(rnade_tile_floats)(m);
+  const int64_t seat_floats = (PYAR_FOR_THIS_CPU(rnade_backward_scratch)(q) + 15) / 16 * 16;
+  Crew crew;
+  const WorkSpace checkpoints(blocks * most * tile_floats), later(most * tile_floats);
+  const WorkSpace partial(most * q.block * rnade_part_floats(m.H, m.P)), seats(crew.size() * seat_floats);
+  q.checkpoints = checkpoints.data();
+  q.later = later.data();
+  q.partial = partial.data();
+  q.grad_W = writable(std::get<1>(result));
+  q.grad_c = writable(std::get<2>(result));
+  q.grad_rho = writable(std::get<3>(result));
+  q.grad_V = writable(std::get<4>(result));
+  q.grad_b = writable(std::get<5>(result));
+
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t first = B * part / parts;
+    q.n = B * (part + 1) / parts - first;
+    q.tiles = tiles_of(q.n);
+    q.first = part == 0;
+    q.x = numbers(values) + first * m.D;
+    (conditional ? q.grad_conditional : q.grad_log_prob) = numbers(upstream) + first * (conditional ? m.D : 1);
+    q.grad_x = x_gradient ? writable(std::get<0>(result)) + first * m.D : nullptr;
+    share_all(crew, q.tiles, q.n * m.D * m.H,
+              [&](int64_t tile, int64_t) { PYAR_FOR_THIS_CPU(rnade_checkpoints)(q, tile); });
+    for (int64_t d0 = (blocks - 1) * q.block; d0 >= 0; d0 -= q.block) {
+      const int64_t steps = std::min(q.block, m.D - d0);
+      share_all(crew, q.tiles, 3 * q.n * steps * model.work() / m.D, [&](int64_t tile, int64_t seat) {
+        PYAR_FOR_THIS_CPU(rnade_backward_tile)(q, d0, tile, seats.data() + seat * seat_floats);
+      });
+      share_all(crew, steps, q.tiles * steps * m.P * m.H,
+                [&](int64_t step, int64_t) { PYAR_FOR_THIS_CPU(rnade_backward_sums)(q, d0, step, step + 1); });
+    }
+    PYAR_FOR_THIS_CPU(rnade_backward_end)(q);
+  }
+  return result;
+}
+
 std::tuple<Tensor, Tensor> rnade_sample(Tensor W, Tensor c, Tensor rho, Tensor V, Tensor b, int64_t family,
                                         int64_t activation, double min_scale, Tensor seed, int64_t num_samples,
                                         int64_t first_index, std::optional<Tensor> given, std::optional<Tensor> dims) {
@@ -144,6 +217,7 @@ std::tuple<Tensor, Tensor> rnade_sample(Tensor W, Tensor c, Tensor rho, Tensor V
 STABLE_TORCH_LIBRARY_IMPL(pyar, CPU, m) {
   m.impl("rnade_log_prob", TORCH_BOX(&rnade_log_prob));
   m.impl("rnade_conditional_log_prob", TORCH_BOX(&rnade_conditional_log_prob));
+  m.impl("rnade_log_prob_backward", TORCH_BOX(&rnade_log_prob_backward));
   m.impl("rnade_sample", TORCH_BOX(&rnade_sample));
 }
 

@@ -143,6 +143,9 @@ void take_value(const RnadeParameters& m, int64_t d, const float* values, float*
   });
 }
 
+// A product over more units than kLongestChain is a sum of chains of kChain: one long chain would lose digits.
+constexpr int64_t kLongestChain = 64, kChain = 32;
+
 // outputs = b_d + V_d h for N vectors of lanes.
 //   h        [H, N·kWidth], `lanes` apart
 //   outputs  [P, N·kWidth], `lanes` apart
@@ -150,17 +153,18 @@ template <int N>
 void output_rows(const RnadeParameters& m, int64_t d, int64_t lanes, const float* h, float* outputs) {
   const float* V = m.V + d * m.P * m.H;
   const float* b = m.b + d * m.P;
-  for (int64_t k = 0; k < m.H; k += kTileDepth) {
-    const int64_t depth = m.H - k < kTileDepth ? m.H - k : kTileDepth;
+  const int64_t most = m.H <= kLongestChain ? m.H : kChain;
+  for (int64_t k = 0; k < m.H; k += most) {
+    const int64_t depth = m.H - k < most ? m.H - k : most;
     for_row_tiles(m.P, [&](auto tile, int64_t row) __attribute__((always_inline)) {
       constexpr int M = decltype(tile)::rows;
-      Vector sum[M][N];
-      for (int i = 0; i < M; ++i)
-        for (int v = 0; v < N; ++v)
-          sum[i][v] = k == 0 ? broadcast(b[row + i]) : load(outputs + (row + i) * lanes + v * kWidth);
+      Vector sum[M][N] = {};
       multiply_accumulate<M, N>(sum, V + row * m.H + k, m.H, 1, h + k * lanes, depth, lanes);
       for (int i = 0; i < M; ++i)
-        for (int v = 0; v < N; ++v) store(outputs + (row + i) * lanes + v * kWidth, sum[i][v]);
+        for (int v = 0; v < N; ++v) {
+          float* const out = outputs + (row + i) * lanes + v * kWidth;
+          store(out, (k == 0 ? broadcast(b[row + i]) : load(out)) + sum[i][v]);
+        }
     });
   }
 }
