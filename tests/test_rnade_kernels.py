@@ -74,7 +74,7 @@ CASES = [
     pytest.param(9, 5, 33, {"family": "laplace", "activation": "tanh"}, id="laplace"),
     pytest.param(6, 4, 301, {"min_scale": 0.0}, id="wide"),
     pytest.param(40, 1, 5, {"activation": "tanh"}, id="one-component"),
-    pytest.param(1, 2, 1, {"family": "logistic"}, id="one-dimension"),
+    pytest.param(1, 2, 3, {"family": "logistic"}, id="one-dimension"),
 ]
 
 
