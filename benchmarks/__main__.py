@@ -6,7 +6,8 @@ jobs:
   sweep       how pyar's time grows with the batch size B, the dimensions D, the hidden units H, the states K and the
               threads; its memory, import time and install time
   per-sample  gradients of every example, as torch.func gives them, beside a loop of single gradients
-  images      sampling a PixelCNN, beside batched PyTorch operations and a loop over pixels
+  images      image models: PixelCNN, Row LSTM and Diagonal BiLSTM, beside JAX, batched PyTorch operations, the plain
+              form and a loop over pixels
   rnade       log-densities, gradients and samples of an RNADE, beside an eager loop, torch's operations on all
               dimensions at once, JAX's scan and numba
   physics     the step of variational Monte Carlo on spins, beside a PyTorch MADE of equal parameters
@@ -22,6 +23,7 @@ examples:
   python -m benchmarks nade lstm --level avx2 --out runs/avx2    as on a processor that has AVX2 and no AVX-512
   python -m benchmarks report --results runs/benchmarks          prints the tables of your own results
   python -m benchmarks neighbours --only "pyar: NADE"            minutes; the rest of neighbours.json stays
+  python -m benchmarks images --only "Diagonal BiLSTM"           likewise of images.json
   python -m benchmarks guard                                     exits with 1 if an operation takes more instructions
 
 Peers that are not installed are reported as missing: pip install -e ".[bench]" installs them all.

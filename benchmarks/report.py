@@ -18,7 +18,7 @@ from benchmarks.series import MODELS, TASKS, describe_job, plot_names, sweep_rec
 from pyar.files import write_text
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
-JOBS = (*MODELS, "rnade", "sweep", "neighbours")
+JOBS = (*MODELS, "images", "rnade", "sweep", "neighbours")
 # Where the plots are, seen from the site's page, docs/benchmarks.md.
 PLOTS = "benchmarks"
 ALT_TEXTS = {
@@ -91,6 +91,8 @@ def render(documents: dict[str, dict[str, Any]]) -> str:
     if "neighbours" in documents:
         parts += render_neighbours(documents["neighbours"])
     parts += render_losses([*tables, *sweep])
+    if "images" in documents:
+        parts += render_images(documents["images"])
     return "\n\n".join(parts)
 
 
@@ -264,6 +266,32 @@ def memory_table(records: list[dict[str, Any]]) -> str:
             text if record["status"] == "ok" else record["status"]
         )
     return markdown_table(["peak extra memory of one call, MB", *names], rows)
+
+
+def render_images(document: dict[str, Any]) -> list[str]:
+    """Image models: pyar's time with its share of the multiply-add peak, and its peers'."""
+    environment, records = document["environment"], document["records"]
+    versions = ", ".join(f"{name} {environment['versions'][name]}" for name in ("torch", "jax"))
+    peak = max(record["peak_gflops"] for record in records)
+    rows: dict[str, dict[str, str]] = {}
+    names = list(dict.fromkeys(o["contender"] for record in records for o in record["outcomes"]))
+    for record in records:
+        ours = next(o["median_ms"] for o in record["outcomes"] if o["contender"] == "pyar")
+        rows[record["job"]] = {
+            o["contender"]: f"**{milliseconds(ours)}** ({100 * o['share_of_peak']:.0f} %)"
+            if o["contender"] == "pyar"
+            else f"{milliseconds(o['median_ms'])} ({o['median_ms'] / ours:.1f}×)"
+            for o in record["outcomes"]
+        }
+    return [
+        f"**Image models.** {environment['processor']}, {document['threads']} threads, {describe_level(environment)}, "
+        f"multiply-add peak {peak:.0f} GFLOP/s; {versions}; pyar {environment['commit']}, {environment['date']}. "
+        "28×28 images of two states; median milliseconds of interleaved repetitions with the same parameters, images "
+        "and uniforms; in brackets pyar's share of the multiply-add peak, and by how much each peer takes longer. The "
+        "results were compared before they were timed. JAX and cached PyTorch compute every feature once, as pyar "
+        "does; plain PyTorch is the skewed form, and the loop makes a whole forward pass for every pixel.",
+        markdown_table(["job", *names], rows),
+    ]
 
 
 def render_rnade(document: dict[str, Any]) -> list[str]:

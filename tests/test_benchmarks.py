@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import check, guard, peers, plots, printing, report, series, summary, sweep, tables
+from benchmarks import check, guard, images, peers, plots, printing, report, series, summary, sweep, tables
 from benchmarks.__main__ import COMMITTED, parse_arguments
 from benchmarks.cases import Case, build_inputs, mnist_like
 from benchmarks.check import Checker
@@ -548,3 +548,32 @@ def test_made_is_a_distribution_and_its_sampler_draws_from_it() -> None:
     index = (drawn @ 2 ** torch.arange(5, -1, -1.0)).long()
     frequency = torch.bincount(index, minlength=64) / len(drawn)
     torch.testing.assert_close(frequency, log_prob.exp().detach(), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        images.ImageCase("pixel-cnn", "sample", 5, 30, layers=3),
+        images.ImageCase("row-lstm", "sample", 3, 30, layers=2),
+        images.ImageCase("diagonal-bilstm", "sample", 3, 30, layers=2),
+        images.ImageCase("row-lstm", "gradient", 3, 4, layers=2),
+        images.ImageCase("diagonal-bilstm", "gradient", 3, 4, layers=2),
+    ],
+    ids=lambda case: f"{case.model}-{case.task}",
+)
+def test_image_models_and_their_peers_agree(case: images.ImageCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("jax")
+    monkeypatch.setattr(images, "SHAPE", (6, 5))
+    if case.task == "sample":
+        functions, _ = images.samplers(case)
+        images.check_samples(functions, case.B)
+        wrong = functions | {"wrong": lambda: 1 - functions["pyar"]()}
+        with pytest.raises(SystemExit, match="wrong draws 30 of 30 images otherwise"):
+            images.check_samples(wrong, case.B)
+    else:
+        functions = images.gradients(case)
+        images.check_gradients(functions)
+        loss, found = functions["pyar"]()
+        wrong = functions | {"wrong": lambda: (loss, found | {"above.bias": 1.01 * found["above.bias"]})}
+        with pytest.raises(SystemExit, match=r"the gradient of above\.bias is off by 0\.01 "):
+            images.check_gradients(wrong)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -440,34 +437,6 @@ def test_a_sample_has_the_same_bits_in_every_batch(
         part = sample(first, last)
         assert torch.equal(part[0], x[first:last])
         assert torch.equal(part[1], log_prob[first:last])
-
-
-LEVEL_PROGRAM = """
-import sys, torch
-sys.path.insert(0, "tests")
-from test_pixel_cnn import VARIANTS, context_of, random_model
-results = []
-for shape, num_states, options in (case.values for case in VARIANTS):
-    model = random_model(shape, num_states, **options)
-    if model.gated:
-        results.append(model.sample_and_log_prob(20, seed=4, **context_of(model, 20)))
-torch.save(results, sys.argv[1])
-"""
-
-
-@needs_kernels
-def test_levels_with_fused_multiply_add_give_the_same_bits(tmp_path: Any) -> None:
-    levels = [level for level in ("avx2", "avx512") if level in pyar.build_info()["cpu_levels_supported"]]
-    results = []
-    for level in levels:
-        path = tmp_path / level
-        environment = {**os.environ, "PYAR_CPU_LEVEL": level}
-        subprocess.run([sys.executable, "-c", LEVEL_PROGRAM, str(path)], env=environment, check=True)
-        results.append(torch.load(path))
-    for others in results[1:]:
-        for one, other in zip(results[0], others, strict=True):
-            assert torch.equal(one[0], other[0])
-            assert torch.equal(one[1], other[1])
 
 
 @needs_kernels

@@ -26,7 +26,7 @@ from pyar.ops.transforms import call
 from pyar.reference.pixel_rnn import First, lstm_cell, shift
 from pyar.reference.plane import HeadParameters, numbers
 
-#: Up to so many bytes, a layer keeps its gates and states for the gradients; beyond, they are computed again.
+#: Up to so many bytes, a layer keeps its gates for the gradients; beyond, they are computed again.
 MOST_KEPT = 2**26
 
 
@@ -405,7 +405,7 @@ def _kept_size(x: Tensor, weights: Sequence[Tensor], diagonal: bool, keep: bool)
     if not keep:
         return 0
     units = (weights[-2].shape[1] + 15) // 16 * 16
-    return x.shape[0] * x.shape[1] * x.shape[2] * (2 if diagonal else 1) * 6 * units
+    return x.shape[0] * x.shape[1] * x.shape[2] * (2 if diagonal else 1) * 4 * units
 
 
 def _layer_shapes(

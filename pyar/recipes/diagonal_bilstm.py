@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyar.recipes import Published, Reached, Recipe, Size, until_a_plateau
 
+
 def general(size: Size) -> Recipe:
     """The Diagonal BiLSTM for images that have no recipe of their own."""
     return Recipe(

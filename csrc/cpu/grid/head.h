@@ -14,35 +14,27 @@ namespace pyar::cpu::PYAR_LEVEL {
 
 // The head's parameters packed, at `base`; null: only `size`, in floats, is of use.
 struct PackedHead {
-  float* W;                // panels of 4 vectors
-  float* V;                // for every channel panels of 4 vectors, or of 1 where the outputs fit in one
+  float* W;
+  float* V;                // of every channel
   int64_t units, outputs;  // panels
-  bool narrow;
   int64_t size;
 
   PackedHead(const GridHead& head, float* base) {
-    units = panels_of<kTileVectors>(vectors_of(head.M));
-    narrow = head.P <= kWidth;
-    outputs = narrow ? 1 : panels_of<kTileVectors>(vectors_of(head.P));
-    const int64_t first = units * head.F * kTileVectors * kWidth;
+    units = panels_of(vectors_of(head.M));
+    outputs = panels_of(vectors_of(head.P));
+    const int64_t first = units * head.F * kPanelFloats;
     W = base;
     V = base == nullptr ? nullptr : base + first;
     size = first + head.C * channel_size(head);
   }
 
-  int64_t channel_size(const GridHead& head) const { return outputs * head.M * (narrow ? 1 : kTileVectors) * kWidth; }
+  int64_t channel_size(const GridHead& head) const { return outputs * head.M * kPanelFloats; }
 
   void pack(const GridHead& head) const {
     const auto below = [](int64_t count) { return [count](int64_t lane) { return lane < count ? lane : -1; }; };
-    pack_panels<kTileVectors>(head.W, head.F, 1, units, below(head.M), W);
-    for (int64_t c = 0; c < head.C; ++c) {
-      const float* weight = head.V + c * head.P * head.M;
-      float* to = V + c * channel_size(head);
-      if (narrow)
-        pack_panels<1>(weight, head.M, 1, outputs, below(head.P), to);
-      else
-        pack_panels<kTileVectors>(weight, head.M, 1, outputs, below(head.P), to);
-    }
+    pack_panels(head.W, head.F, 1, units, below(head.M), W);
+    for (int64_t c = 0; c < head.C; ++c)
+      pack_panels(head.V + c * head.P * head.M, head.M, 1, outputs, below(head.P), V + c * channel_size(head));
   }
 };
 
@@ -146,20 +138,9 @@ inline bool draw_pixel(const GridHead& head, const PackedHead& packed, const Gri
   if (d0 + head.C <= sample.num_given) return true;
   for (int64_t i = 0; i < n * F; i += kWidth)
     store_units(space.active, i, n * F, maximum(Vector{}, load_units(features, i, n * F)));
-  multiply_panels<kTileVectors>(
-      packed.W, packed.units, n, F, 1, F, [&](int64_t) { return space.active; },
-      [&](int64_t, int64_t p, Vector(&sum)[kTileVectors]) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-        for (int v = 0; v < kTileVectors; ++v) {
-          const int64_t unit = (p * kTileVectors + v) * kWidth;
-          sum[v] = unit < M ? load_units(head.w, unit, M) : Vector{};
-        }
-      },
-      [&](int64_t row, int64_t p, Vector(&sum)[kTileVectors]) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-        for (int v = 0; v < kTileVectors; ++v)
-          store_units(space.a + row * M, (p * kTileVectors + v) * kWidth, M, sum[v]);
-      });
+  add_bias(n, nullptr, head.w, space.a, M);
+  const Operand active = {space.active, F, F, 0};
+  add_products(n, &active, 1, F, packed.W, space.a, M, M, Add::to_what_is_there);
   for (int64_t c = 0; c < head.C; ++c) {
     const int64_t d = d0 + c;
     if (d < sample.num_given) continue;
@@ -172,26 +153,10 @@ inline bool draw_pixel(const GridHead& head, const PackedHead& packed, const Gri
         store_units(space.h + i * M, unit, M, maximum(Vector{}, sum));
       }
     }
-    const auto outputs = [&](auto vectors) __attribute__((always_inline)) {
-      constexpr int N = decltype(vectors)::rows;
-      multiply_panels<N>(
-          packed.V + c * packed.channel_size(head), packed.outputs, n, M, 1, M, [&](int64_t) { return space.h; },
-          [&](int64_t, int64_t p, Vector(&sum)[N]) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-            for (int v = 0; v < N; ++v) {
-              const int64_t output = (p * N + v) * kWidth;
-              sum[v] = output < P ? load_units(head.b + c * P, output, P) : Vector{};
-            }
-          },
-          [&](int64_t row, int64_t p, Vector(&sum)[N]) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-            for (int v = 0; v < N; ++v) store_units(space.outputs + row * P, (p * N + v) * kWidth, P, sum[v]);
-          });
-    };
-    if (packed.narrow)
-      outputs(TileRows<1>{});
-    else
-      outputs(TileRows<kTileVectors>{});
+    add_bias(n, nullptr, head.b + c * P, space.outputs, P);
+    const Operand hidden = {space.h, M, M, 0};
+    add_products(n, &hidden, 1, M, packed.V + c * packed.channel_size(head), space.outputs, P, P,
+                 Add::to_what_is_there);
     for (int64_t i = 0; i < lanes; ++i) {
       const float* from = space.outputs + (i < n ? i : n - 1) * P;
       for (int64_t k = 0; k < P; ++k) space.logits[k * lanes + i] = from[k];

@@ -7,7 +7,7 @@
 // van den Oord et al., "Conditional Image Generation with PixelCNN Decoders", NIPS 2016. v sees the rows above alone: a
 // whole row of v and of cross v' is a matrix product over columns once the row above is drawn. h follows pixel by
 // pixel, a product over the samples of a tile. Features lie in the lanes of vectors, the two halves of a gate side by
-// side in a panel, so that sums meet their gate in registers. Every sum is one chain in an order of the model alone: a
+// side in a panel. Every sum is one chain in an order of the model alone: a
 // sample's bits are those of every batch, tile, thread count and level with fused multiply-add.
 #include "cpu/grid/head.h"
 #include "cpu/grid/pixel_cnn.h"
@@ -15,10 +15,7 @@
 namespace pyar::cpu::PYAR_LEVEL {
 namespace {
 
-constexpr int N = kTileVectors;      // vectors in a panel
-constexpr int kGateVectors = N / 2;  // of each half of a gate
-constexpr int64_t kLanesOfPanel = N * kWidth;
-constexpr int64_t kUnitsOfPanel = kGateVectors * kWidth;
+constexpr int64_t kUnitsOfPanel = kPanelFloats / 2;  // of gates: so many of each half
 
 PYAR_INLINE int64_t aligned(int64_t floats) { return (floats + 15) / 16 * 16; }
 
@@ -37,9 +34,18 @@ PYAR_INLINE Vector gate(Vector a, Vector b) {
 
 // The output of a lane where the two halves of 2F outputs share panels.
 PYAR_INLINE int64_t gate_output(int64_t lane, int64_t F) {
-  const int64_t panel = lane / kLanesOfPanel, in_panel = lane % kLanesOfPanel;
+  const int64_t panel = lane / kPanelFloats, in_panel = lane % kPanelFloats;
   const int64_t half = in_panel / kUnitsOfPanel, unit = panel * kUnitsOfPanel + in_panel % kUnitsOfPanel;
   return unit < F ? half * F + unit : -1;
+}
+
+// Calls visit(unit, v_1, v_2) for the units of one row of gate panels, the vectors of the two halves.
+template <class Visit>
+PYAR_INLINE void for_gates(const float* sums, int64_t F, const Visit& visit) {
+  for (int64_t unit = 0; unit < F; unit += kWidth) {
+    const float* at = sums + unit / kUnitsOfPanel * kPanelFloats + unit % kUnitsOfPanel;
+    visit(unit, load(at), load(at + kUnitsOfPanel));
+  }
 }
 
 // Where the packed parameters lie.
@@ -56,16 +62,16 @@ struct Packed {
 
   Packed(const PixelCnnModel& model, const float* base_) : m(model), base(const_cast<float*>(base_)) {
     gate_panels = (m.F + kUnitsOfPanel - 1) / kUnitsOfPanel;
-    gate_lanes = gate_panels * kLanesOfPanel;
+    gate_lanes = gate_panels * kPanelFloats;
     size = offset(m.L) + aligned(m.F) + PackedHead(m.head, nullptr).size;
   }
 
-  int64_t through_panels(int64_t l) const { return panels_of<N>(vectors_of(m.F) * (m.layers[l].residual ? 2 : 1)); }
+  int64_t through_panels(int64_t l) const { return panels_of(vectors_of(m.F) * (m.layers[l].residual ? 2 : 1)); }
 
   int64_t layer_size(int64_t l) const {
     const PixelCnnLayer& layer = m.layers[l];
     const int64_t vertical = layer.inputs * layer.taps * (2 * layer.reach + 1), horizontal = layer.inputs * layer.taps;
-    return gate_lanes * (vertical + horizontal + 2 * m.F + 2) + through_panels(l) * kLanesOfPanel * m.F;
+    return gate_lanes * (vertical + horizontal + 2 * m.F + 2) + through_panels(l) * kPanelFloats * m.F;
   }
 
   int64_t offset(int64_t l) const {
@@ -98,6 +104,7 @@ struct Space {
   float* starts;    // with context: what v' and h' start from, [L, 2, n, gate lanes]
   float* features;  // [n, F]
   float* g;         // [n, F]
+  float* through;   // [n, lanes of residual and skip]
   int64_t v_size, h_size, waiting_size;  // of a layer
   int64_t zeros;                         // floats that are zero at first, from the image on
   HeadSpace head;
@@ -123,6 +130,7 @@ struct Space {
     starts = floats(context ? m.L * 2 * n * lanes : 0);
     features = floats(n * m.F);
     g = floats(n * m.F);
+    through = floats(n * panels_of(2 * vectors_of(m.F)) * kPanelFloats);
     head = HeadSpace(m.head, n, floats(head.size));
     size = used;
   }
@@ -163,7 +171,7 @@ class Tile {
   }
 
   // v of the columns, and what it gives to h.
-  //   sums  [columns, 2F], work space
+  //   sums  [columns, 2F and gate lanes], work space
   void row(int64_t row, int64_t l, int64_t begin, int64_t end, float* sums) {
     const PixelCnnLayer& layer = m_.layers[l];
     const Packed::Layer packed = packed_.layer(l);
@@ -183,33 +191,24 @@ class Tile {
         above =
             s_.v_of(l + 1) + ((i * (reach + 1) + row % (reach + 1)) * (m_.columns + 2 * reach) + reach + begin) * F_;
       }
-      multiply_panels<N>(
-          packed.vertical, packed_.gate_panels, end - begin, I, layer.taps, k * I, read,
-          [&](int64_t, int64_t p, Vector(&sum)[N]) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-            for (int n = 0; n < N; ++n) sum[n] = load(v_start + p * kLanesOfPanel + n * kWidth);
-          },
-          [&](int64_t column, int64_t p, Vector(&sum)[N]) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-            for (int n = 0; n < kGateVectors; ++n) {
-              const int64_t unit = p * kUnitsOfPanel + n * kWidth;
-              store_units(sums + column * 2 * F_, unit, F_, sum[n]);
-              store_units(sums + column * 2 * F_ + F_, unit, F_, sum[kGateVectors + n]);
-              if (above != nullptr) store_units(above + column * F_, unit, F_, gate(sum[n], sum[kGateVectors + n]));
-            }
-          });
+      const int64_t count = end - begin;
+      float* lanes = sums + m_.columns * 2 * F_;
+      for (int64_t column = 0; column < count; ++column) memcpy(lanes + column * G_, v_start, G_ * sizeof(float));
+      for (int64_t tap = 0; tap < layer.taps; ++tap) {
+        const Operand operand = {read(tap), I, k * I, tap * k * I};
+        add_products(count, &operand, 1, layer.taps * k * I, packed.vertical, lanes, G_, G_, Add::to_what_is_there);
+      }
+      for (int64_t column = 0; column < count; ++column)
+        for_gates(lanes + column * G_, F_, [&](int64_t unit, Vector a, Vector b) __attribute__((always_inline)) {
+          store_units(sums + column * 2 * F_, unit, F_, a);
+          store_units(sums + column * 2 * F_ + F_, unit, F_, b);
+          if (above != nullptr) store_units(above + column * F_, unit, F_, gate(a, b));
+        });
       if (is_given) continue;
       float* waiting = s_.waiting_of(l) + (i * m_.columns + begin) * G_;
-      multiply_panels<N>(
-          packed.cross, packed_.gate_panels, end - begin, 2 * F_, 1, 2 * F_, [&](int64_t) { return sums; },
-          [&](int64_t, int64_t p, Vector(&sum)[N]) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-            for (int n = 0; n < N; ++n) sum[n] = load(h_start + p * kLanesOfPanel + n * kWidth);
-          },
-          [&](int64_t column, int64_t p, Vector(&sum)[N]) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-            for (int n = 0; n < N; ++n) store(waiting + column * G_ + p * kLanesOfPanel + n * kWidth, sum[n]);
-          });
+      for (int64_t column = 0; column < count; ++column) memcpy(waiting + column * G_, h_start, G_ * sizeof(float));
+      const Operand operand = {sums, 2 * F_, 2 * F_, 0};
+      add_products(count, &operand, 1, 2 * F_, packed.cross, waiting, G_, G_, Add::to_what_is_there);
     }
   }
 
@@ -256,19 +255,14 @@ class Tile {
         read = s_.h_of(l) + column * F_;
         stride = (reach + m_.columns) * F_;
       }
-      const float* waiting = s_.waiting_of(l) + column * G_;
-      multiply_panels<N>(
-          packed.horizontal, packed_.gate_panels, n_, stride, 1, layer.taps * layer.inputs,
-          [&](int64_t) { return read; },
-          [&](int64_t i, int64_t p, Vector(&sum)[N]) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-            for (int n = 0; n < N; ++n) sum[n] = load(waiting + i * m_.columns * G_ + p * kLanesOfPanel + n * kWidth);
-          },
-          [&](int64_t i, int64_t p, Vector(&sum)[N]) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-            for (int n = 0; n < kGateVectors; ++n)
-              store_units(s_.g + i * F_, p * kUnitsOfPanel + n * kWidth, F_, gate(sum[n], sum[kGateVectors + n]));
-          });
+      float* waiting = s_.waiting_of(l) + column * G_;
+      const Operand left = {read, stride, layer.taps * layer.inputs, 0};
+      add_products(n_, &left, 1, layer.taps * layer.inputs, packed.horizontal, waiting, m_.columns * G_, G_,
+                   Add::to_what_is_there);
+      for (int64_t i = 0; i < n_; ++i)
+        for_gates(waiting + i * m_.columns * G_, F_,
+                  [&](int64_t unit, Vector a, Vector b)
+                      __attribute__((always_inline)) { store_units(s_.g + i * F_, unit, F_, gate(a, b)); });
       const int64_t residuals = layer.residual == nullptr ? 0 : vectors_of(F_), all = residuals + vectors_of(F_);
       const float* before = l == 0 ? nullptr : s_.h_of(l) + (reach + column) * F_;
       float* after = nullptr;
@@ -278,29 +272,27 @@ class Tile {
         after = s_.h_of(l + 1) + (next + column) * F_;
         after_stride = (next + m_.columns) * F_;
       }
-      multiply_panels<N>(
-          packed.through, packed_.through_panels(l), n_, F_, 1, F_, [&](int64_t) { return s_.g; },
-          [&](int64_t i, int64_t p, Vector(&sum)[N]) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-            for (int n = 0; n < N; ++n) {
-              const int64_t v = p * N + n;
-              sum[n] = v < residuals ? load_units(layer.residual_bias, v * kWidth, F_)
-                       : v < all     ? load_units(s_.features + i * F_, (v - residuals) * kWidth, F_)
-                                     : Vector{};
-            }
-          },
-          [&](int64_t i, int64_t p, Vector(&sum)[N]) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-            for (int n = 0; n < N; ++n) {
-              const int64_t v = p * N + n;
-              if (v < residuals) {
-                const Vector h = before == nullptr ? sum[n] : load_units(before + i * stride, v * kWidth, F_) + sum[n];
-                store_units(after + i * after_stride, v * kWidth, F_, h);
-              } else if (v < all) {
-                store_units(s_.features + i * F_, (v - residuals) * kWidth, F_, sum[n]);
-              }
-            }
-          });
+      // Residual's vectors, then skip's, which goes on from what the layers below gave.
+      const int64_t lanes = all * kWidth, first_skip = residuals * kWidth;
+      for (int64_t i = 0; i < n_; ++i) {
+        float* to = s_.through + i * lanes;
+        for (int64_t unit = 0; unit < F_; unit += kWidth) {
+          if (residuals > 0) store(to + unit, load_units(layer.residual_bias, unit, F_));
+          store(to + first_skip + unit, load_units(s_.features + i * F_, unit, F_));
+        }
+      }
+      const Operand operand = {s_.g, F_, F_, 0};
+      add_products(n_, &operand, 1, F_, packed.through, s_.through, lanes, lanes, Add::to_what_is_there);
+      for (int64_t i = 0; i < n_; ++i) {
+        const float* sums = s_.through + i * lanes;
+        for (int64_t unit = 0; unit < F_; unit += kWidth) {
+          store_units(s_.features + i * F_, unit, F_, load(sums + first_skip + unit));
+          if (residuals == 0) continue;
+          Vector h = load(sums + unit);
+          if (before != nullptr) h = load_units(before + i * stride, unit, F_) + h;
+          store_units(after + i * after_stride, unit, F_, h);
+        }
+      }
     }
   }
 
@@ -330,10 +322,10 @@ void pixel_cnn_pack(const PixelCnnModel& m, int64_t l, float* base) {
   const PixelCnnLayer& layer = m.layers[l];
   const Packed::Layer to = packed.layer(l);
   const auto output = [F](int64_t lane) { return gate_output(lane, F); };
-  pack_panels<N>(layer.vertical, layer.inputs, layer.taps * (2 * layer.reach + 1), packed.gate_panels, output,
-                 to.vertical);
-  pack_panels<N>(layer.horizontal, layer.inputs, layer.taps, packed.gate_panels, output, to.horizontal);
-  pack_panels<N>(layer.cross, 2 * F, 1, packed.gate_panels, output, to.cross);
+  pack_panels(layer.vertical, layer.inputs, layer.taps * (2 * layer.reach + 1), packed.gate_panels, output,
+              to.vertical);
+  pack_panels(layer.horizontal, layer.inputs, layer.taps, packed.gate_panels, output, to.horizontal);
+  pack_panels(layer.cross, 2 * F, 1, packed.gate_panels, output, to.cross);
   for (int64_t lane = 0; lane < packed.gate_lanes; ++lane) {
     const int64_t o = output(lane);
     to.vertical_bias[lane] = o < 0 ? 0.0f : layer.vertical_bias[o];
@@ -343,13 +335,13 @@ void pixel_cnn_pack(const PixelCnnModel& m, int64_t l, float* base) {
   const int64_t panels = packed.through_panels(l), padded = vectors_of(F) * kWidth;
   const int64_t residuals = layer.residual == nullptr ? 0 : padded;
   for (int64_t p = 0; p < panels; ++p) {
-    for (int64_t lane = 0; lane < kLanesOfPanel; ++lane) {
-      const int64_t at = p * kLanesOfPanel + lane;
+    for (int64_t lane = 0; lane < kPanelFloats; ++lane) {
+      const int64_t at = p * kPanelFloats + lane;
       const bool is_residual = at < residuals;
       const int64_t unit = is_residual ? at : at - residuals;
       const float* weight = is_residual ? layer.residual : layer.skip;
-      float* column = to.through + p * F * kLanesOfPanel + lane;
-      for (int64_t i = 0; i < F; ++i) column[i * kLanesOfPanel] = unit < F ? weight[unit * F + i] : 0.0f;
+      float* column = to.through + p * F * kPanelFloats + lane;
+      for (int64_t i = 0; i < F; ++i) column[i * kPanelFloats] = unit < F ? weight[unit * F + i] : 0.0f;
     }
   }
 }
@@ -358,7 +350,9 @@ int64_t pixel_cnn_space(const PixelCnnModel& model, int64_t n, bool context) {
   return Space(model, n, context, nullptr).size;
 }
 
-int64_t pixel_cnn_sums(const PixelCnnModel& model) { return model.columns * 2 * model.F; }
+int64_t pixel_cnn_sums(const PixelCnnModel& model) {
+  return model.columns * (2 * model.F + Packed(model, nullptr).gate_lanes);
+}
 
 void pixel_cnn_begin(const PixelCnnSample& q, const PixelCnnTile& tile) { Tile(q, tile).begin(); }
 

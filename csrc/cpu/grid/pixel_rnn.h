@@ -1,18 +1,21 @@
 // Layers of the Row LSTM and the Diagonal BiLSTM: what the host code and the loops have in common.
 //
 // A map is [rows][columns][…], one sample's. A direction runs over the map's positions in steps: the Row LSTM over
-// rows, the Diagonal BiLSTM over diagonals, from the left and, with columns mirrored, from the right. At position (i,
-// j)
+// rows, the Diagonal BiLSTM over diagonals, from the left and, with columns mirrored, from the right. Position m of a
+// step is the row's column m, or the diagonal's pixel in row m. At it
 //
-//   (i, f, g, o) = b + Σ_taps weight_tap · source_tap(i + di, j + dj)     c = σ(f) c' + σ(i) tanh(g)     h = σ(o)
-//   tanh(c)
+//   (i, f, g, o) = b + Σ_taps weight_tap · source_tap     c = σ(f) c' + σ(i) tanh(g)     h = σ(o) tanh(c)
 //
-// where a tap's source is the layer's input x, the pixel's own numbers, or the direction's h; c' is the c of one
-// neighbour; what lies outside of the map is zero. The layer's output is y = x + up_bias + up · mixed, mixed being the
-// h of the one direction, or h from the left and, one row above, h from the right.
+// where a tap's source is the layer's input x, the pixel's own numbers, or h of the step before, at position m + shift;
+// c' is the c of the step before at position m; what lies outside of the map is zero. The layer's output is
+// y = x + up_bias + up · mixed, mixed being the h of the one direction, or h from the left and, one row above, h from
+// the right.
 //
 // Units are padded to groups of sixteen, whatever a level's vectors are; a group's gates i, f, g, o lie side by side,
 // 64 numbers: "gates" below are [units/16][4][16].
+//
+// States lie step by step, so that the loops go through memory as they go through a map. In maps of "places" a step
+// has room for every m, with a place beside it; those outside of the map, and of a step before the first, hold zeros.
 #pragma once
 
 #include <stdint.h>
@@ -35,6 +38,11 @@ struct PixelRnnShape {
 
   PYAR_GRID_INLINE int directions() const { return diagonal ? 2 : 1; }
   PYAR_GRID_INLINE int64_t positions() const { return rows * columns; }
+  PYAR_GRID_INLINE int64_t steps() const { return diagonal ? rows + columns - 1 : rows; }
+  // More than any m. A pitch of places separates steps: m = −1 of one step is m = width() of the step before.
+  PYAR_GRID_INLINE int64_t width() const { return diagonal ? rows : columns; }
+  PYAR_GRID_INLINE int64_t pitch() const { return width() + 1; }
+  PYAR_GRID_INLINE int64_t places() const { return (steps() + 1) * pitch(); }
   PYAR_GRID_INLINE int64_t units() const { return padded_to_16(hidden); }
   PYAR_GRID_INLINE int64_t gates() const { return 4 * units(); }
 };
@@ -43,7 +51,7 @@ enum class Source { input, own, state };
 
 struct Tap {
   Source source;
-  int64_t di, dj;
+  int64_t shift;   // along the step; of the input, along the row
   int64_t width;   // numbers at a position that have a weight: F, E or h
   int64_t stride;  // from one position to the next in the source: F, E or units()
 };
@@ -52,16 +60,15 @@ struct Direction {
   int count;
   Tap tap[kMaxTaps];
   bool mirrored;
-  int64_t cell_di, cell_dj;  // whose c
 };
 
 PYAR_GRID_INLINE Direction direction_of(const PixelRnnShape& s, int index) {
-  const auto input = [&](int64_t dj) { return Tap{Source::input, 0, dj, s.features, s.features}; };
-  const auto state = [&](int64_t di, int64_t dj) { return Tap{Source::state, di, dj, s.hidden, s.units()}; };
-  if (!s.diagonal) return {5, {input(-1), input(0), state(-1, -1), state(-1, 0), state(-1, 1)}, false, -1, 0};
+  const auto input = [&](int64_t shift) { return Tap{Source::input, shift, s.features, s.features}; };
+  const auto state = [&](int64_t shift) { return Tap{Source::state, shift, s.hidden, s.units()}; };
+  if (!s.diagonal) return {5, {input(-1), input(0), state(-1), state(0), state(1)}, false};
   // The pixel's own numbers come last, so that the way back can leave out their gradient, which nobody wants.
-  const Tap own{Source::own, 0, 0, s.own, s.own};
-  return {index == 0 || s.own == 0 ? 3 : 4, {input(0), state(0, -1), state(-1, 0), own}, index != 0, 0, -1};
+  const Tap own{Source::own, 0, s.own, s.own};
+  return {index == 0 || s.own == 0 ? 3 : 4, {input(0), state(0), state(-1), own}, index != 0};
 }
 
 // The numbers that a position's taps read, and the columns of the products on the way back, a vector of one tap each.
@@ -105,22 +112,9 @@ struct PackedLayer {
   const float* up_bias;  // [F]
 };
 
-// One sample's states of one direction, in the order in which the direction sees the positions.
-struct DirectionStates {
-  float* gates;  // [positions][gates], after their nonlinearities; null: not wanted
-  float* h;      // [positions][units]
-  float* c;      // [positions][units]
-};
-
-PYAR_GRID_INLINE int64_t states_size(const PixelRnnShape& s) {
-  return s.directions() * s.positions() * (s.gates() + 2 * s.units());
-}
-
-PYAR_GRID_INLINE DirectionStates states_at(const PixelRnnShape& s, float* base, int direction) {
-  base += direction * s.positions() * (s.gates() + 2 * s.units());
-  float* h = base + s.positions() * s.gates();
-  return {base, h, h + s.positions() * s.units()};
-}
+// Of one sample, in all directions: the gates after their nonlinearities, which is all that the way back needs of the
+// way forward.
+PYAR_GRID_INLINE int64_t kept_size(const PixelRnnShape& s) { return s.directions() * s.positions() * s.gates(); }
 
 struct LayerForward {
   PixelRnnShape shape;
@@ -128,9 +122,12 @@ struct LayerForward {
   const float* x;    // [positions][F]
   const float* own;  // [positions][E], or null
   int64_t sample;    // whose bias
-  DirectionStates states[kMaxDirections];
-  float* mixed;  // [positions][units], work space
-  float* y;      // [positions][F]; null: the states alone are wanted
+  float* kept;       // [directions][positions][gates], a direction's step by step; null: not wanted
+  float* y;          // [positions][F]; null: what is kept alone is wanted
+  // Work space.
+  float* h[kMaxDirections];  // [places][units], zeros at first
+  float* c;                  // [width][units]
+  float* mixed;              // [positions][units]
 };
 
 // Sums over positions and samples, zeroed at first.
@@ -141,24 +138,34 @@ struct LayerGradients {
   float* up_bias;               // [padded_to_16(F)]
 };
 
+// The weights' gradients are sums over so many positions before they are added to the rest: that keeps long sums
+// accurate, and their operands in cache.
+constexpr int64_t kSumPositions = 128;
+
+// Room for so many, and one step more.
+PYAR_GRID_INLINE int64_t sum_positions(const PixelRnnShape& s) {
+  return (s.width() > kSumPositions ? s.width() : kSumPositions) + s.width();
+}
+
 struct LayerBackward {
   PixelRnnShape shape;
   PackedLayer weights;
   const float* x;
   const float* own;
-  DirectionStates states[kMaxDirections];
+  const float* kept;
   const float* dy;  // [positions][F]
   float* dx;        // [positions][F]
   float* down;      // [positions][E]; null: not wanted
   LayerGradients gradients;
   // Work space.
-  float* mixed;      // [positions][units]
-  float* dmixed;     // [positions][units]
-  float* dh;         // [positions][units]
-  float* dc;         // [positions][units]
-  float* dgates;     // [positions][gates]
-  float* padded_dy;  // [positions][padded_to_16(F)], if F is no multiple of 16
-  float* products;   // [positions of a step][columns_of(direction)]
+  float* h[kMaxDirections];  // [places][units], zeros at first
+  float* c;                  // [places][units], zeros at first
+  float* mixed;              // [positions][units]
+  float* dmixed;             // [positions and one more row][units]
+  float* dc;                 // [width][units]
+  float* dgates;             // [sum_positions][gates]
+  float* products;           // [width and one more on either side][columns_of(direction)]
+  float* padded_dy;          // [positions][padded_to_16(F)], if F is no multiple of 16
 };
 
 #define PYAR_PIXEL_RNN_KERNELS                                                                            \

@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <tuple>
+#include <utility>
 
 #include "cpu/dispatch.h"
 #include "cpu/grid/pixel_rnn_host.h"
@@ -53,39 +55,48 @@ struct Layer {
   }
 };
 
+// Work space of the way forward, with zeros where states lie.
+class StatesSpace {
+ public:
+  StatesSpace(LayerForward& f, const PixelRnnShape& s) : space_(lay_out(f, s, nullptr)) {
+    std::memset(space_.data(), 0, lay_out(f, s, space_.data()) * sizeof(float));
+  }
+
+ private:
+  static int64_t lay_out(LayerForward& f, const PixelRnnShape& s, float* base) {
+    Parts parts{base};
+    for (int index = 0; index < s.directions(); ++index) f.h[index] = parts.take(s.places() * s.units());
+    f.c = parts.take(s.width() * s.units());
+    f.mixed = parts.take(s.positions() * s.units());
+    return parts.size;
+  }
+
+  const WorkSpace space_;
+};
+
 std::tuple<Tensor, Tensor> pixel_rnn_layer(Tensor x, std::optional<Tensor> own, std::vector<Tensor> weights,
                                            bool diagonal, bool keep) {
   const Layer layer(x, own, weights, diagonal, false);
   const PixelRnnShape& s = layer.shape;
-  const int64_t each = states_size(s), map = s.positions() * s.features;
+  const int64_t each = kept_size(s), map = s.positions() * s.features;
   Tensor y = torch::stable::new_empty(x, {layer.batch, s.rows, s.columns, s.features});
   Tensor kept = torch::stable::new_empty(x, {keep ? layer.batch * each : 0});
-  float* states = numbers(kept);
-  prefer_large_pages(states, keep ? layer.batch * each * int64_t{sizeof(float)} : 0);
+  float* gates = numbers(kept);
+  prefer_large_pages(gates, keep ? layer.batch * each * int64_t{sizeof(float)} : 0);
   const auto run = PYAR_FOR_THIS_CPU(pixel_rnn_layer);
   Crew crew;
   const int64_t pieces = std::min<int64_t>(layer.batch, 8 * crew.size());
   crew.share(pieces, [&](int64_t piece, int64_t) {
     const int64_t begin = layer.batch * piece / pieces, end = layer.batch * (piece + 1) / pieces;
-    Parts parts{nullptr};
-    const auto lay_out = [&](LayerForward& f, float** own_states) {
-      f.mixed = parts.take(s.diagonal ? s.positions() * s.units() : 0);
-      *own_states = parts.take(keep ? 0 : each);
-    };
-    LayerForward f{s, layer.packed, nullptr, nullptr, 0, {}, nullptr, nullptr};
-    float* own_states = nullptr;
-    lay_out(f, &own_states);
-    const WorkSpace space(parts.size);
-    parts = {space.data()};
-    lay_out(f, &own_states);
+    LayerForward f{};
+    f.shape = s;
+    f.weights = layer.packed;
+    const StatesSpace space(f, s);
     for (int64_t b = begin; b < end; ++b) {
       f.x = layer.x + b * map;
       f.own = layer.own == nullptr ? nullptr : layer.own + b * s.positions() * s.own;
       f.sample = b;
-      for (int index = 0; index < s.directions(); ++index) {
-        f.states[index] = states_at(s, keep ? states + b * each : own_states, index);
-        if (!keep) f.states[index].gates = nullptr;
-      }
+      f.kept = keep ? gates + b * each : nullptr;
       f.y = numbers(y) + b * map;
       run(f);
     }
@@ -99,11 +110,11 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> pixel_rnn_layer_backward(Tensor 
                                                                          bool diagonal, bool own_gradient) {
   const Layer layer(x, own, weights, diagonal, true);
   const PixelRnnShape& s = layer.shape;
-  const int64_t each = states_size(s), map = s.positions() * s.features, units = s.units(), gates = s.gates();
+  const int64_t each = kept_size(s), map = s.positions() * s.features, units = s.units(), gates = s.gates();
   const bool is_kept = kept.numel() > 0;
   Parameters others;
   const float* dy = others.keep(grad, "grad", {layer.batch, s.rows, s.columns, s.features});
-  const float* states = others.keep(kept, "kept", {is_kept ? layer.batch * each : 0});
+  const float* of_forward = others.keep(kept, "kept", {is_kept ? layer.batch * each : 0});
   STD_TORCH_CHECK(!own_gradient || s.own > 0, "own has no gradient, since there is none");
   Tensor dx = torch::stable::new_empty(x, {layer.batch, s.rows, s.columns, s.features});
   Tensor down = torch::stable::new_empty(x, {own_gradient ? layer.batch : 0, s.rows, s.columns, s.own});
@@ -136,20 +147,30 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> pixel_rnn_layer_backward(Tensor 
     LayerBackward b{};
     b.shape = s;
     b.weights = layer.packed;
-    float* own_states = nullptr;
+    float* again = nullptr;
     const auto lay_out = [&](Parts parts) {
+      for (int index = 0; index < s.directions(); ++index) b.h[index] = parts.take(s.places() * units);
+      b.c = parts.take(s.places() * units);
+      const int64_t zeros = parts.size;
       b.mixed = parts.take(s.positions() * units);
-      b.dmixed = parts.take(s.positions() * units);
-      b.dh = parts.take(s.positions() * units);
-      b.dc = parts.take(s.positions() * units);
-      b.dgates = parts.take(s.positions() * gates);
+      b.dmixed = parts.take((s.positions() + s.columns) * units);
+      b.dc = parts.take(s.width() * units);
+      b.dgates = parts.take(sum_positions(s) * gates);
+      b.products = parts.take((s.width() + 2) * widest);
       b.padded_dy = parts.take(s.features % 16 == 0 ? 0 : s.positions() * padded_to_16(s.features));
-      b.products = parts.take(std::max(s.rows, s.columns) * widest);
-      own_states = parts.take(is_kept ? 0 : each);
-      return parts.size;
+      again = parts.take(is_kept ? 0 : each);
+      return std::pair{parts.size, zeros};
     };
-    const WorkSpace space(lay_out(Parts{nullptr}));
-    lay_out(Parts{space.data()});
+    const WorkSpace space(lay_out(Parts{nullptr}).first);
+    std::memset(space.data(), 0, lay_out(Parts{space.data()}).second * sizeof(float));
+    LayerForward f{};
+    std::optional<StatesSpace> states;
+    if (!is_kept) {
+      f.shape = s;
+      f.weights = layer.packed;
+      f.kept = again;
+      states.emplace(f, s);
+    }
     float* of_group = group_sums.data() + group * sums_size;
     std::memset(of_group, 0, sums_size * sizeof(float));
     Parts parts{of_group};
@@ -160,14 +181,15 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> pixel_rnn_layer_backward(Tensor 
       b.dy = dy + i * map;
       b.dx = numbers(dx) + i * map;
       b.down = own_gradient ? numbers(down) + i * s.positions() * s.own : nullptr;
-      for (int index = 0; index < s.directions(); ++index) {
-        b.states[index] = states_at(s, is_kept ? const_cast<float*>(states) + i * each : own_states, index);
-        if (!by_sample) continue;
+      b.kept = is_kept ? of_forward + i * each : again;
+      for (int index = 0; by_sample && index < s.directions(); ++index) {
         b.gradients.bias[index] = sample_bias.data() + (i * s.directions() + index) * gates;
         std::memset(b.gradients.bias[index], 0, gates * sizeof(float));
       }
       if (!is_kept) {
-        LayerForward f{s, layer.packed, b.x, b.own, i, {b.states[0], b.states[1]}, nullptr, nullptr};
+        f.x = b.x;
+        f.own = b.own;
+        f.sample = i;
         forward(f);
       }
       run(b);

@@ -2,8 +2,7 @@
 // level.
 //
 // Forward, at every position of a step (see pixel_rnn.h):
-//   a = b + Σ_taps W_tap source_tap        (i, f, g, o) = gates of a        h, c = cell        y = x + up_bias +
-//   up·mixed
+//   a = b + Σ_taps W_tap source_tap      (i, f, g, o) = gates of a      h, c = cell      y = x + up_bias + up·mixed
 // Back, from the last step to the first, with the cell's backward giving ∂a from ∂h and ∂c:
 //   ∂mixed = upᵀ ∂y       ∂source_tap += W_tapᵀ ∂a       ∂W_tap = Σ_positions ∂a source_tapᵀ       ∂up = Σ ∂y mixedᵀ
 //
@@ -17,78 +16,53 @@ namespace {
 
 // ---- the positions of a step ----
 
-// Positions (i + m·di, j + m·dj) for m < count, all with the same taps inside of the map.
+// Positions first … first + count − 1 of a step, which all have the same taps.
 struct Run {
-  int64_t i, j, di, dj, count;
-  unsigned inside;  // bit t: tap t; bit kMaxTaps: the cell before
-
-  PYAR_INLINE bool has(int tap) const { return (inside >> tap & 1) != 0; }
-  PYAR_INLINE bool has_cell() const { return has(kMaxTaps); }
+  int64_t first, count;
+  bool has_left;  // pixels to the left
 };
 
-class Positions {
+class Steps {
  public:
-  PYAR_INLINE Positions(const PixelRnnShape& shape, const Direction& direction) : s_(shape), d_(direction) {}
+  PYAR_INLINE Steps(const PixelRnnShape& shape, const Direction& direction)
+      : s_(shape), mirrored_(direction.mirrored) {}
 
-  PYAR_INLINE int64_t steps() const { return s_.diagonal ? s_.rows + s_.columns - 1 : s_.rows; }
+  PYAR_INLINE int64_t first(int64_t step) const {
+    return s_.diagonal && step >= s_.columns ? step - s_.columns + 1 : 0;
+  }
+  PYAR_INLINE int64_t count(int64_t step) const {
+    if (!s_.diagonal) return s_.columns;
+    return (step < s_.rows ? step + 1 : s_.rows) - first(step);
+  }
+
+  // Position m's place in maps of states, and in maps that are in the image's order.
+  PYAR_INLINE int64_t place(int64_t step, int64_t m) const { return (step + 1) * s_.pitch() + m + 1; }
+  PYAR_INLINE int64_t shared(int64_t step, int64_t m) const {
+    if (!s_.diagonal) return step * s_.columns + m;
+    return m * s_.columns + (mirrored_ ? s_.columns - 1 - (step - m) : step - m);
+  }
+  // From one position of a step to the next, in the latter.
+  PYAR_INLINE int64_t shared_stride() const {
+    if (!s_.diagonal) return 1;
+    return mirrored_ ? s_.columns + 1 : s_.columns - 1;
+  }
 
   // Calls visit(Run) for the runs of a step.
   template <class Visit>
   PYAR_INLINE void for_runs(int64_t step, const Visit& visit) const {
-    Run all = {step, 0, 0, 1, s_.columns, 0};
-    if (s_.diagonal) {
-      const int64_t first = step < s_.columns ? 0 : step - s_.columns + 1, last = step < s_.rows ? step : s_.rows - 1;
-      all = {first, step - first, 1, -1, last - first + 1, 0};
-    }
-    const auto inside_at = [&](int64_t m) { return inside(all.i + m * all.di, all.j + m * all.dj); };
-    for (int64_t m = 0; m < all.count;) {
-      // Only the two ends of a step touch the map's edges, each another one: equal ends have equals between them.
-      const unsigned here = inside_at(m);
-      int64_t end = m + 1;
-      if (inside_at(all.count - 1) == here)
-        end = all.count;
-      else if (m < all.count - 1 && inside_at(all.count - 2) == here)
-        end = all.count - 1;
-      visit(Run{all.i + m * all.di, all.j + m * all.dj, all.di, all.dj, end - m, here});
-      m = end;
-    }
-  }
-
-  // A position's place in maps of states, and in maps that both directions share.
-  PYAR_INLINE int64_t place(int64_t i, int64_t j) const { return i * s_.columns + j; }
-  PYAR_INLINE int64_t shared_place(int64_t i, int64_t j) const {
-    return i * s_.columns + (d_.mirrored ? s_.columns - 1 - j : j);
-  }
-
-  // From one position of a run to the next.
-  PYAR_INLINE int64_t stride(const Run& run) const { return run.di * s_.columns + run.dj; }
-  PYAR_INLINE int64_t shared_stride(const Run& run) const {
-    return run.di * s_.columns + (d_.mirrored ? -run.dj : run.dj);
-  }
-
-  PYAR_INLINE int64_t tap_place(const Tap& tap, int64_t i, int64_t j) const {
-    return tap.source == Source::state ? place(i + tap.di, j + tap.dj) : shared_place(i + tap.di, j + tap.dj);
-  }
-  PYAR_INLINE int64_t tap_stride(const Tap& tap, const Run& run) const {
-    return tap.source == Source::state ? stride(run) : shared_stride(run);
+    const int64_t begin = first(step), size = count(step), alone = s_.diagonal ? 0 : 1;
+    if (alone > 0) visit(Run{begin, alone, false});
+    if (size > alone) visit(Run{begin + alone, size - alone, true});
   }
 
  private:
-  PYAR_INLINE unsigned inside(int64_t i, int64_t j) const {
-    const auto is_inside = [&](int64_t di, int64_t dj) {
-      return i + di >= 0 && j + dj >= 0 && j + dj < s_.columns ? 1u : 0u;
-    };
-    unsigned bits = is_inside(d_.cell_di, d_.cell_dj) << kMaxTaps;
-    for (int t = 0; t < d_.count; ++t) bits |= is_inside(d_.tap[t].di, d_.tap[t].dj) << t;
-    return bits;
-  }
-
   const PixelRnnShape& s_;
-  const Direction& d_;
+  const bool mirrored_;
 };
 
-const float* source_of(const Tap& tap, const float* x, const float* own, const float* h) {
-  return tap.source == Source::input ? x : tap.source == Source::own ? own : h;
+// Whether a tap is inside of the map, or reads zeros of a map of places.
+PYAR_INLINE bool has(const Run& run, const Tap& tap) {
+  return tap.source != Source::input || tap.shift == 0 || run.has_left;
 }
 
 // ---- forward ----
@@ -97,25 +71,27 @@ const float* source_of(const Tap& tap, const float* x, const float* own, const f
 void scan(const LayerForward& f, int index) {
   const PixelRnnShape& s = f.shape;
   const Direction d = direction_of(s, index);
-  const Positions positions(s, d);
-  const DirectionStates& states = f.states[index];
-  const int64_t units = s.units(), gates = s.gates(), depth = depth_of(d);
+  const Steps steps(s, d);
+  const int64_t units = s.units(), gates = s.gates(), depth = depth_of(d), stride = steps.shared_stride();
   const float* bias = f.weights.bias[index] + (f.weights.bias_by_sample ? f.sample * gates : 0);
-  for (int64_t step = 0; step < positions.steps(); ++step) {
-    positions.for_runs(step, [&](const Run& run) {
+  float* kept = f.kept == nullptr ? nullptr : f.kept + index * s.positions() * gates;
+  memset(f.c, 0, s.width() * units * sizeof(float));
+  for (int64_t step = 0; step < s.steps(); ++step) {
+    steps.for_runs(step, [&](const Run& run) {
       Operand operands[kMaxTaps];
       int count = 0;
       int64_t first = 0;
+      const int64_t before = steps.place(step - 1, run.first), here = steps.shared(step, run.first);
       for (int t = 0; t < d.count; ++t) {
         const Tap& tap = d.tap[t];
-        if (run.has(t))
-          operands[count++] = {
-              source_of(tap, f.x, f.own, states.h) + positions.tap_place(tap, run.i, run.j) * tap.stride,
-              positions.tap_stride(tap, run) * tap.stride, tap.width, first};
+        if (tap.source == Source::state)
+          operands[count++] = {f.h[index] + (before + tap.shift) * units, units, tap.width, first};
+        else if (has(run, tap))
+          operands[count++] = {(tap.source == Source::own ? f.own : f.x) + (here + tap.shift) * tap.stride,
+                               stride * tap.stride, tap.width, first};
         first += tap.width;
       }
-      const int64_t at = positions.place(run.i, run.j), stride = positions.stride(run);
-      const int64_t before = positions.place(d.cell_di, d.cell_dj);  // from a position to that of its c before
+      float *h = f.h[index] + steps.place(step, run.first) * units, *c = f.c + run.first * units;
       for (int64_t block = 0; block < units / kWidth; ++block) {
         const float* weights = f.weights.forward[index] + block * depth * kBlockFloats;
         for_row_tiles(run.count, [&](auto tile, int64_t row) __attribute__((always_inline)) {
@@ -124,125 +100,67 @@ void scan(const LayerForward& f, int index) {
           gate_sums<M>(sum, operands, count, row, weights, bias + gates_of_block(block), 0);
 #pragma GCC unroll 8
           for (int m = 0; m < M; ++m) {
-            const int64_t p = at + (row + m) * stride;
-            Vector c = {};
-            if (run.has_cell()) c = load(states.c + (p + before) * units + block * kWidth);
-            store(states.h + p * units + block * kWidth, Cell::forward(sum[m], &c));
-            store(states.c + p * units + block * kWidth, c);
-            if (states.gates == nullptr) continue;
+            const int64_t unit = (row + m) * units + block * kWidth;
+            Vector cell = load(c + unit);
+            store(h + unit, Cell::forward(sum[m], &cell));
+            store(c + unit, cell);
+            if (kept == nullptr) continue;
 #pragma GCC unroll 4
             for (int gate = 0; gate < Cell::kGates; ++gate)
-              store(states.gates + p * gates + gates_of_block(block) + gate * kLanes, sum[m][gate]);
+              store(kept + (row + m) * gates + gates_of_block(block) + gate * kLanes, sum[m][gate]);
           }
         });
       }
+      if (kept != nullptr) kept += run.count * gates;
     });
   }
 }
 
 // What the layer adds to its input comes from: h, or for two directions h from the left and, one row above, from the
-// right, written to `mixed`.
-const float* mix(const PixelRnnShape& s, const DirectionStates* states, float* mixed) {
-  if (!s.diagonal) return states[0].h;
+// right.
+void mix(const PixelRnnShape& s, float* const* h, float* mixed) {
   const int64_t units = s.units(), columns = s.columns;
-  memcpy(mixed, states[0].h, s.positions() * units * sizeof(float));
-  for (int64_t i = 1; i < s.rows; ++i) {
-    for (int64_t j = 0; j < columns; ++j) {
-      float* to = mixed + (i * columns + j) * units;
-      const float* from = states[1].h + ((i - 1) * columns + columns - 1 - j) * units;
-      for (int64_t u = 0; u < units; u += kWidth) store(to + u, load(to + u) + load(from + u));
+  const Steps from_left(s, direction_of(s, 0));
+  for (int64_t i = 0; i < s.rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j, mixed += units) {
+      const float* left = h[0] + (s.diagonal ? from_left.place(i + j, i) : from_left.place(i, j)) * units;
+      if (!s.diagonal || i == 0) {
+        memcpy(mixed, left, units * sizeof(float));
+        continue;
+      }
+      const float* right = h[1] + from_left.place(i - 1 + columns - 1 - j, i - 1) * units;
+      for (int64_t u = 0; u < units; u += kWidth) store(mixed + u, load(left + u) + load(right + u));
     }
   }
-  return mixed;
 }
 
 // ---- backward ----
 
 PYAR_INLINE void add_to(float* to, const float* from, int64_t count) {
-  int64_t k = 0;
-  for (; k + kWidth <= count; k += kWidth) store(to + k, load(to + k) + load(from + k));
-  if (k == count) return;
-  const int lanes = static_cast<int>(count - k);
-  store_first(to + k, load_first(to + k, lanes) + load(from + k), lanes);
-}
-
-// ∂a of one direction from ∂h of all positions, which this completes, and what it gives to the taps' sources.
-void scan_back(const LayerBackward& b, int index) {
-  const PixelRnnShape& s = b.shape;
-  const Direction d = direction_of(s, index);
-  const Positions positions(s, d);
-  const DirectionStates& states = b.states[index];
-  const int64_t units = s.units(), gates = s.gates();
-  const int64_t before = positions.place(d.cell_di, d.cell_dj);
-  int64_t columns = 0;
-  for (int t = 0; t < d.count; ++t)
-    if (d.tap[t].source != Source::own || b.down != nullptr) columns += padded_to_16(d.tap[t].width);
-  memset(b.dc, 0, s.positions() * units * sizeof(float));
-  for (int64_t step = positions.steps(); step-- > 0;) {
-    positions.for_runs(step, [&](const Run& run) {
-      const int64_t at = positions.place(run.i, run.j), stride = positions.stride(run);
-      for (int64_t m = 0; m < run.count; ++m) {
-        const int64_t p = at + m * stride;
-        for (int64_t block = 0; block < units / kWidth; ++block) {
-          const int64_t unit = block * kWidth, gate_at = p * gates + gates_of_block(block);
-          Vector gate[Cell::kGates];
-          for (int n = 0; n < Cell::kGates; ++n) gate[n] = load(states.gates + gate_at + n * kLanes);
-          Vector c_before = {};
-          if (run.has_cell()) c_before = load(states.c + (p + before) * units + unit);
-          Vector dc = load(b.dc + p * units + unit);
-          Cell::backward(gate, c_before, load(states.c + p * units + unit), load(b.dh + p * units + unit), &dc);
-          if (run.has_cell()) store(b.dc + (p + before) * units + unit, dc);
-          for (int n = 0; n < Cell::kGates; ++n) store(b.dgates + gate_at + n * kLanes, gate[n]);
-        }
-      }
-      for_panels(columns / kWidth, [&](int64_t v, auto vectors) __attribute__((always_inline)) {
-        constexpr int N = decltype(vectors)::count;
-        for_row_tiles(run.count, [&](auto tile, int64_t row) __attribute__((always_inline)) {
-          constexpr int M = decltype(tile)::rows;
-          Vector sum[M][N] = {};
-          multiply_accumulate<M, N>(sum, b.dgates + (at + row * stride) * gates, stride * gates, 1,
-                                    b.weights.backward[index] + v * gates * kWidth, gates, kPanelFloats);
-#pragma GCC unroll 8
-          for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-            for (int n = 0; n < N; ++n) store(b.products + (row + m) * columns + (v + n) * kWidth, sum[m][n]);
-        });
-      });
-      // Positions of one step may give to the same one: in this order, whatever the tiles are.
-      for (int64_t m = 0; m < run.count; ++m) {
-        const float* from = b.products + m * columns;
-        for (int t = 0; t < d.count; ++t) {
-          const Tap& tap = d.tap[t];
-          float* map = tap.source == Source::input ? b.dx : tap.source == Source::own ? b.down : b.dh;
-          if (map == nullptr) break;
-          const int64_t count = tap.source == Source::state ? units : tap.width;
-          if (run.has(t)) {
-            const int64_t to = positions.tap_place(tap, run.i, run.j) + m * positions.tap_stride(tap, run);
-            add_to(map + to * tap.stride, from, count);
-          }
-          from += padded_to_16(tap.width);
-        }
-      }
-    });
+  for (int64_t k = 0; k < count; k += kWidth) {
+    const int lanes = static_cast<int>(count - k < kWidth ? count - k : kWidth);
+    store_lanes(to + k, load_lanes(to + k, lanes) + load(from + k), lanes);
   }
 }
 
-// Positions that one sum runs over before it is added to the rest: keeps long sums accurate, their operands in cache.
-constexpr int64_t kSumPositions = 128;
+// Positions in a row, of two maps.
+struct Line {
+  const float *a, *b;
+  int64_t count;
+};
 
-// to [rows][to_stride] += Σ_p a[p]·b[p], where visit_lines(add) calls add(a, b, count) for lines of positions.
+// to [rows][to_stride] += Σ_p a[p]·b[p] over the positions of the lines, in their order.
 //   a  positions a_stride apart · b  positions b_stride apart, whole vectors
-template <class Lines>
-PYAR_INLINE void add_outer_products(float* to, int64_t to_stride, int64_t rows, int64_t columns, int64_t a_stride,
-                                    int64_t b_stride, const Lines& visit_lines) {
+__attribute__((noinline)) void add_outer_products(float* to, int64_t to_stride, int64_t rows, int64_t columns,
+                                                  int64_t a_stride, int64_t b_stride, const Line* lines,
+                                                  int64_t num_lines) {
   for_panels(columns / kWidth, [&](int64_t v, auto vectors) __attribute__((always_inline)) {
     constexpr int N = decltype(vectors)::count;
     for_row_tiles(rows, [&](auto tile, int64_t row) __attribute__((always_inline)) {
       constexpr int M = decltype(tile)::rows;
       Vector sum[M][N] = {};
-      visit_lines([&](const float* a, const float* b, int64_t count) __attribute__((always_inline)) {
-        multiply_accumulate<M, N>(sum, a + row, 1, a_stride, b + v * kWidth, count, b_stride);
-      });
+      for (const Line* line = lines; line < lines + num_lines; ++line)
+        multiply_accumulate<M, N>(sum, line->a + row, 1, a_stride, line->b + v * kWidth, line->count, b_stride);
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 4
@@ -255,41 +173,163 @@ PYAR_INLINE void add_outer_products(float* to, int64_t to_stride, int64_t rows, 
   });
 }
 
-// to [columns] += Σ_p rows[p].
+// to [columns] += Σ_p rows[p], by sums of a few rows.
 void add_rows(float* to, const float* rows, int64_t stride, int64_t columns, int64_t count) {
+  constexpr int64_t kFew = 16;
   for (int64_t v = 0; v < columns; v += kWidth) {
-    Vector sum = {};
-    for (int64_t p = 0; p < count; ++p) sum += load(rows + p * stride + v);
-    store(to + v, load(to + v) + sum);
+    Vector total = {};
+    for (int64_t first = 0; first < count; first += kFew) {
+      Vector sum = {};
+      for (int64_t p = first; p < count && p < first + kFew; ++p) sum += load(rows + p * stride + v);
+      total += sum;
+    }
+    store(to + v, load(to + v) + total);
   }
 }
 
-// The gradients of one direction's weights from ∂a of all positions.
-void accumulate(const LayerBackward& b, int index) {
-  const PixelRnnShape& s = b.shape;
-  const Direction d = direction_of(s, index);
-  const Positions positions(s, d);
-  const int64_t gates = s.gates(), lines = s.columns < kSumPositions ? kSumPositions / s.columns : 1;
-  for (int64_t first = 0; first < s.rows; first += lines) {
-    const int64_t end = first + lines < s.rows ? first + lines : s.rows;
-    float* to = b.gradients.taps[index];
-    for (int t = 0; t < d.count; ++t) {
-      const Tap& tap = d.tap[t];
-      const float* source = source_of(tap, b.x, b.own, b.states[index].h);
-      const int64_t begin_j = tap.dj < 0 ? -tap.dj : 0, end_j = tap.dj > 0 ? s.columns - tap.dj : s.columns;
-      const bool backwards = d.mirrored && tap.source != Source::state;
-      add_outer_products(to, gates, tap.width, gates, backwards ? -tap.stride : tap.stride, gates,
-                         [&](const auto& add) __attribute__((always_inline)) {
-                           if (end_j <= begin_j) return;
-                           for (int64_t i = first + tap.di < 0 ? -tap.di : first; i < end; ++i)
-                             add(source + positions.tap_place(tap, i, begin_j) * tap.stride,
-                                 b.dgates + positions.place(i, begin_j) * gates, end_j - begin_j);
-                         });
-      to += tap.width * gates;
+// One direction on the way back.
+class ScanBack {
+ public:
+  ScanBack(const LayerBackward& b, int index)
+      : b_(b), s_(b.shape), index_(index), d_(direction_of(s_, index)), steps_(s_, d_) {
+    for (int t = 0; t < d_.count; ++t) {
+      at_[t] = columns_;
+      if (d_.tap[t].source == Source::state) state_taps_[num_state_taps_++] = t;
+      if (d_.tap[t].source != Source::own || b.down != nullptr) columns_ += padded_to_16(d_.tap[t].width);
     }
-    add_rows(b.gradients.bias[index], b.dgates + first * s.columns * gates, gates, gates, (end - first) * s.columns);
   }
-}
+
+  // The gradients of the weights, and what the taps' sources receive.
+  void run() {
+    restore_cells();
+    memset(b_.dc, 0, s_.width() * units_ * sizeof(float));
+    memset(b_.products, 0, (s_.width() + 2) * columns_ * sizeof(float));
+    const float* kept = b_.kept + (index_ + 1) * s_.positions() * gates_;
+    int64_t waiting = 0, last = s_.steps() - 1;  // of the sums: positions, and the step where they begin
+    for (int64_t step = last; step >= 0; --step) {
+      const int64_t count = steps_.count(step);
+      float* dgates = b_.dgates + waiting * gates_;
+      kept -= count * gates_;
+      cells_back(step, kept, dgates);
+      products(step, dgates);
+      inputs_back(step);
+      // The sums read h of the step before theirs, which is there by now.
+      if (waiting > 0 && waiting + count > kSumPositions) {
+        accumulate(last, step + 1, waiting);
+        memmove(b_.dgates, dgates, count * gates_ * sizeof(float));
+        waiting = 0;
+        last = step;
+      }
+      waiting += count;
+    }
+    accumulate(last, 0, waiting);
+  }
+
+ private:
+  // c of every position from its gates, with the operations of the way forward.
+  void restore_cells() const {
+    const float* gates = b_.kept + index_ * s_.positions() * gates_;
+    for (int64_t step = 0; step < s_.steps(); ++step) {
+      float* c = b_.c + steps_.place(step, steps_.first(step)) * units_;
+      for (int64_t m = steps_.count(step); m > 0; --m, c += units_, gates += gates_)
+        for (int64_t block = 0; block < units_ / kWidth; ++block) {
+          const float* gate = gates + gates_of_block(block);
+          const Vector before = load(c + block * kWidth - s_.pitch() * units_);
+          store(c + block * kWidth,
+                fused_multiply_add(load(gate + kLanes), before, load(gate) * load(gate + 2 * kLanes)));
+        }
+    }
+  }
+
+  // ∂a of a step from ∂mixed and from what the step after it gives; h comes along.
+  void cells_back(int64_t step, const float* kept, float* dgates) const {
+    const int64_t first = steps_.first(step), count = steps_.count(step), place = steps_.place(step, first);
+    // h from the right is added one row below.
+    const float* dmixed = b_.dmixed + (steps_.shared(step, first) + (index_ == 0 ? 0 : s_.columns)) * units_;
+    const int64_t next = steps_.shared_stride() * units_, before = s_.pitch() * units_;
+    const float *c = b_.c + place * units_, *given[kMaxTaps];
+    float *h = b_.h[index_] + place * units_, *dc = b_.dc + first * units_;
+    for (int t = 0; t < num_state_taps_; ++t) {
+      const int tap = state_taps_[t];
+      given[t] = b_.products + (first + 1 - d_.tap[tap].shift) * columns_ + at_[tap];
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t block = 0; block < units_ / kWidth; ++block) {
+        const int64_t unit = block * kWidth, gate_at = i * gates_ + gates_of_block(block);
+        Vector dh = load(dmixed + i * next + unit);
+        for (int t = 0; t < num_state_taps_; ++t) dh += load(given[t] + i * columns_ + unit);
+        Vector gate[Cell::kGates];
+        for (int n = 0; n < Cell::kGates; ++n) gate[n] = load(kept + gate_at + n * kLanes);
+        const int64_t at = i * units_ + unit;
+        const Vector cell = load(c + at);
+        Vector dcell = load(dc + at);
+        store(h + at, gate[3] * cell_tanh(cell));
+        Cell::backward(gate, load(c + at - before), cell, dh, &dcell);
+        store(dc + at, dcell);
+        for (int n = 0; n < Cell::kGates; ++n) store(dgates + gate_at + n * kLanes, gate[n]);
+      }
+    }
+  }
+
+  // What every position of a step gives to its taps' sources: of position m row m + 1, zeros beside the step.
+  void products(int64_t step, const float* dgates) const {
+    const int64_t first = steps_.first(step), count = steps_.count(step);
+    float* to = b_.products + (first + 1) * columns_;
+    const Operand operand = {dgates, gates_, gates_, 0};
+    add_products(count, &operand, 1, gates_, b_.weights.backward[index_], to, columns_, columns_, Add::to_zero);
+    memset(to - columns_, 0, columns_ * sizeof(float));
+    memset(to + count * columns_, 0, columns_ * sizeof(float));
+  }
+
+  // ∂x, and the gradient of the pixels' own numbers, in the order of the positions, whatever the tiles are.
+  void inputs_back(int64_t step) const {
+    const int64_t first = steps_.first(step), count = steps_.count(step), stride = steps_.shared_stride();
+    const int64_t here = steps_.shared(step, first);
+    for (int t = 0; t < d_.count; ++t) {
+      const Tap& tap = d_.tap[t];
+      float* map = tap.source == Source::input ? b_.dx : tap.source == Source::own ? b_.down : nullptr;
+      if (map == nullptr) continue;
+      for (int64_t i = tap.shift < 0 ? 1 : 0; i < count; ++i)
+        add_to(map + (here + i * stride + tap.shift) * tap.stride, b_.products + (first + i + 1) * columns_ + at_[t],
+               tap.width);
+    }
+  }
+
+  // The gradients of the weights from ∂a of steps last, last − 1, … end, which lie so, `count` positions in all.
+  void accumulate(int64_t last, int64_t end, int64_t count) const {
+    float* to = b_.gradients.taps[index_];
+    for (int t = 0; t < d_.count; ++t) {
+      const Tap& tap = d_.tap[t];
+      const bool is_state = tap.source == Source::state;
+      const float* source = is_state ? b_.h[index_] : tap.source == Source::own ? b_.own : b_.x;
+      const int64_t stride = (is_state ? 1 : steps_.shared_stride()) * tap.stride;
+      const int64_t absent = !is_state && tap.shift < 0 ? 1 : 0;  // the first position's has none
+      Line lines[kSumPositions];
+      int64_t num_lines = 0;
+      const float* dgates = b_.dgates + count * gates_;
+      for (int64_t step = end; step <= last; ++step) {
+        const int64_t m = steps_.first(step) + absent, positions = steps_.count(step);
+        dgates -= positions * gates_;
+        const int64_t at = is_state ? steps_.place(step - 1, m) : steps_.shared(step, m);
+        if (positions > absent)
+          lines[num_lines++] = {source + (at + tap.shift) * tap.stride, dgates + absent * gates_, positions - absent};
+      }
+      add_outer_products(to, gates_, tap.width, gates_, stride, gates_, lines, num_lines);
+      to += tap.width * gates_;
+    }
+    add_rows(b_.gradients.bias[index_], b_.dgates, gates_, gates_, count);
+  }
+
+  const LayerBackward& b_;
+  const PixelRnnShape& s_;
+  const int index_;
+  const Direction d_;
+  const Steps steps_;
+  const int64_t units_ = s_.units(), gates_ = s_.gates();
+  int64_t columns_ = 0;   // of the products
+  int64_t at_[kMaxTaps];  // a tap's first
+  int state_taps_[kMaxTaps], num_state_taps_ = 0;
+};
 
 }  // namespace
 
@@ -342,41 +382,24 @@ void pixel_rnn_layer(const LayerForward& f) {
   const PixelRnnShape& s = f.shape;
   for (int index = 0; index < s.directions(); ++index) scan(f, index);
   if (f.y == nullptr) return;
-  const float* mixed = mix(s, f.states, f.mixed);
+  mix(s, f.h, f.mixed);
   const int64_t F = s.features;
-  const Operand operand = {mixed, s.units(), s.hidden, 0};
-  multiply_rows(s.positions(), &operand, 1, s.hidden, f.weights.up, f.y, F,
-                [&](int64_t p, int64_t v) __attribute__((always_inline)) {
-                  const int lanes = lanes_at(F, v);
-                  return load_first(f.x + p * F + v * kWidth, lanes) +
-                         load_first(f.weights.up_bias + v * kWidth, lanes);
-                });
+  add_bias(s.positions(), f.x, f.weights.up_bias, f.y, F);
+  const Operand operand = {f.mixed, s.units(), s.hidden, 0};
+  add_products(s.positions(), &operand, 1, s.hidden, f.weights.up, f.y, F, F, Add::to_what_is_there);
 }
 
 void pixel_rnn_layer_backward(const LayerBackward& b) {
   const PixelRnnShape& s = b.shape;
-  const int64_t F = s.features, units = s.units(), columns = s.columns;
-  // ∂mixed, and from it ∂h of each direction.
+  const int64_t F = s.features, units = s.units();
   const Operand operand = {b.dy, F, F, 0};
-  multiply_rows(s.positions(), &operand, 1, F, b.weights.up_back, b.dmixed, units,
-                [](int64_t, int64_t) __attribute__((always_inline)) { return Vector{}; });
+  add_products(s.positions(), &operand, 1, F, b.weights.up_back, b.dmixed, units, units, Add::to_zero);
+  memset(b.dmixed + s.positions() * units, 0, s.columns * units * sizeof(float));
   memcpy(b.dx, b.dy, s.positions() * F * sizeof(float));
   if (b.down != nullptr) memset(b.down, 0, s.positions() * s.own * sizeof(float));
-  for (int index = 0; index < s.directions(); ++index) {
-    if (index == 0) {
-      memcpy(b.dh, b.dmixed, s.positions() * units * sizeof(float));
-    } else {
-      memset(b.dh + (s.rows - 1) * columns * units, 0, columns * units * sizeof(float));
-      for (int64_t i = 0; i + 1 < s.rows; ++i)
-        for (int64_t j = 0; j < columns; ++j)
-          memcpy(b.dh + (i * columns + columns - 1 - j) * units, b.dmixed + ((i + 1) * columns + j) * units,
-                 units * sizeof(float));
-    }
-    scan_back(b, index);
-    accumulate(b, index);
-  }
+  for (int index = 0; index < s.directions(); ++index) ScanBack(b, index).run();
   // ∂up and ∂up_bias.
-  const float* mixed = mix(s, b.states, b.mixed);
+  mix(s, b.h, b.mixed);
   const float* dy = b.dy;
   const int64_t padded = padded_to_16(F);
   if (padded != F) {  // whole vectors are read of it
@@ -386,9 +409,8 @@ void pixel_rnn_layer_backward(const LayerBackward& b) {
   }
   for (int64_t first = 0; first < s.positions(); first += kSumPositions) {
     const int64_t count = first + kSumPositions < s.positions() ? kSumPositions : s.positions() - first;
-    add_outer_products(b.gradients.up, padded, s.hidden, padded, units, padded,
-                       [&](const auto& add)
-                           __attribute__((always_inline)) { add(mixed + first * units, dy + first * padded, count); });
+    const Line line = {b.mixed + first * units, dy + first * padded, count};
+    add_outer_products(b.gradients.up, padded, s.hidden, padded, units, padded, &line, 1);
     add_rows(b.gradients.up_bias, dy + first * padded, padded, padded, count);
   }
 }

@@ -123,20 +123,15 @@ class Tile {
       seen[above] = {pixels(row - kAbove + above, column - kLeft), space_.image_stride, kAcross * C,
                      above * kAcross * C};
     seen[kAbove] = {pixels(row, column - kLeft), space_.image_stride, kLeft * C, kAbove * kAcross * C};
-    multiply_rows(n_, seen, kAbove + 1, packed_.depth, packed_.first, x(0, column), F,
-                  [&](int64_t, int64_t v)
-                      __attribute__((always_inline)) { return load_first(m_.bias + v * kWidth, lanes_at(F, v)); });
+    add_bias(n_, nullptr, m_.bias, x(0, column), F);
+    add_products(n_, seen, kAbove + 1, packed_.depth, packed_.first, x(0, column), F, F, Add::to_what_is_there);
     for (int64_t layer = 0; layer < m_.L; ++layer) {
       const PackedLayer& weights = m_.layers[layer];
       const float* mixed = s_.diagonal ? step_from_left(row, column, layer) : step_down(row, column, layer);
-      const float* input = x(layer, column);
+      float* output = layer + 1 < m_.L ? x(layer + 1, column) : space_.features;
+      add_bias(n_, x(layer, column), weights.up_bias, output, F);
       const Operand operand = {mixed, s_.units(), s_.hidden, 0};
-      multiply_rows(n_, &operand, 1, s_.hidden, weights.up, layer + 1 < m_.L ? x(layer + 1, column) : space_.features,
-                    F, [&](int64_t i, int64_t v) __attribute__((always_inline)) {
-                      const int lanes = lanes_at(F, v);
-                      return load_first(input + i * F + v * kWidth, lanes) +
-                             load_first(weights.up_bias + v * kWidth, lanes);
-                    });
+      add_products(n_, &operand, 1, s_.hidden, weights.up, output, F, F, Add::to_what_is_there);
     }
   }
 
@@ -256,8 +251,8 @@ void pixel_rnn_pack(const PixelRnnModel& m, float* base) {
   for (int64_t panel = 0; panel * kPanelFloats < padded_to_panel(F); ++panel) {
     float* to = packed.first + panel * packed.depth * kPanelFloats;
     const auto of_panel = [&](int64_t lane) { return output(panel * kPanelFloats + lane); };
-    pack_panels<kTileVectors>(m.above, C, kAbove * kAcross, 1, of_panel, to);
-    pack_panels<kTileVectors>(m.left, C, kLeft, 1, of_panel, to + kAbove * kAcross * C * kPanelFloats);
+    pack_panels(m.above, C, kAbove * kAcross, 1, of_panel, to);
+    pack_panels(m.left, C, kLeft, 1, of_panel, to + kAbove * kAcross * C * kPanelFloats);
   }
   PackedHead(m.head, packed.head).pack(m.head);
 }
