@@ -92,7 +92,7 @@ def test_grey_levels_from_training_to_completions(
     model: str, levels: int, shades: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     run = str(tmp_path / "run")
-    options = ["--data", str(shades), "--levels", str(levels), "--epochs", "8", "--batch-size", "20"]
+    options = ["--data", str(shades), "--white", "255", "--levels", str(levels), "--epochs", "8", "--batch-size", "20"]
     options += ["--learning-rate", "0.01", "--samples", "4", "--no-progress"]
     assert main(["train", *model.split(), *options, "--out", run]) == 0
     trained = pyar.load(run)
