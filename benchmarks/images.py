@@ -55,7 +55,7 @@ class ImageCase:
 
 CASES = (
     *(ImageCase("pixel-cnn", "sample", 32, B) for B in (1, 100)),
-    *(ImageCase("pixel-cnn", "sample", 64, B) for B in (1, 16, 100, 1000)),
+    *(ImageCase("pixel-cnn", "sample", 64, B) for B in (1, 16, 100)),
     *(ImageCase("row-lstm", "sample", 16, B) for B in (1, 16, 100, 1000)),
     *(ImageCase("diagonal-bilstm", "sample", 16, B) for B in (1, 16, 100, 1000)),
     ImageCase("row-lstm", "gradient", 16, 50),
@@ -114,7 +114,7 @@ def samplers(case: ImageCase) -> tuple[Contenders, Contenders]:
         arguments = jax_parameters(model), u
 
         def jitted() -> Tensor:
-            states = np.asarray(program[case.model](*arguments).block_until_ready())
+            states = np.array(program[case.model](*arguments).block_until_ready())
             return torch.from_numpy(states.reshape(model.dim, case.B).T).byte()
 
         functions["JAX"] = jitted
@@ -153,7 +153,7 @@ def gradients(case: ImageCase) -> Contenders:
 
     def jitted() -> tuple[Tensor, dict[str, Tensor]]:
         loss, found = run(program)
-        return torch.tensor(float(loss)), {name: torch.from_numpy(np.asarray(found[name])) for name in names}
+        return torch.tensor(float(loss)), {name: torch.from_numpy(np.array(found[name])) for name in names}
 
     return {"pyar": pyar_gradients, "JAX": jitted, "plain PyTorch": plain}
 

@@ -439,6 +439,40 @@ def test_report_of_busy_neighbours():
     ]
 
 
+def test_report_of_image_models():
+    def outcome(contender: str, milliseconds: float, share: float) -> dict:
+        return {"contender": contender, "median_ms": milliseconds, "share_of_peak": share}
+
+    document = {
+        "environment": full_documents()["nade"]["environment"],
+        "threads": 2,
+        "records": [
+            {
+                "job": "Diagonal BiLSTM: sample, B=1",
+                "peak_gflops": 200.0,
+                "outcomes": [
+                    outcome("pyar", 4.0, 0.5),
+                    outcome("JAX", 10.0, 0.2),
+                    outcome("loop over pixels", 900, 0.1),
+                ],
+            },
+            {
+                "job": "Diagonal BiLSTM: loss",
+                "peak_gflops": 210.0,
+                "outcomes": [outcome("pyar", 150.0, 0.46), outcome("plain PyTorch", 1500.0, 0.05)],
+            },
+        ],
+    }
+    text = report.render({"images": document})
+    assert "multiply-add peak 210 GFLOP/s" in text
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert rows == [
+        "| job | pyar | JAX | loop over pixels | plain PyTorch |",
+        "| Diagonal BiLSTM: sample, B=1 | **4** (50 %) | 10 (2.5×) | 900 (225.0×) | – |",
+        "| Diagonal BiLSTM: loss | **150** (46 %) | – | – | 1500 (10.0×) |",
+    ]
+
+
 REPORT = "python -m benchmarks report --write docs/benchmarks.md --summary README.md --plots docs/benchmarks"
 
 
