@@ -10,6 +10,7 @@ jobs:
               form and a loop over pixels
   rnade       log-densities, gradients and samples of an RNADE, beside an eager loop, torch's operations on all
               dimensions at once, JAX's scan and numba
+  table-nade  TableNADE on three tables, beside PyTorch's loop over columns, stacked prefixes and a pass a column
   physics     the step of variational Monte Carlo on spins, beside a PyTorch MADE of equal parameters
   neighbours  how much longer pyar, torch's own layers and JAX take beside one busy process and beside two; needs Linux,
               and a machine that is quiet otherwise
@@ -51,13 +52,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "jobs",
         nargs="+",
-        choices=(*TABLES, "per-sample", "images", "rnade", "physics", "neighbours", "report", "guard"),
+        choices=(*TABLES, "per-sample", "images", "rnade", "table-nade", "physics", "neighbours", "report", "guard"),
         metavar="job",
         help="one or more",
     )
     cores = len(os.sched_getaffinity(0))
     measuring = parser.add_argument_group(
-        "measuring: nade, lstm, made, deep-nade, sweep, images, rnade, physics, neighbours"
+        "measuring: nade, lstm, made, deep-nade, sweep, images, rnade, table-nade, physics, neighbours"
     )
     measuring.add_argument("--threads", type=int, default=cores, help=f"cores for everybody (default: all, {cores})")
     measuring.add_argument(
@@ -123,6 +124,10 @@ def main(arguments: list[str] | None = None) -> int:
         from benchmarks.per_sample import run_per_sample
 
         status = run_per_sample(options.threads) or status
+    if "table-nade" in options.jobs:
+        from benchmarks.table_nade import run_table_nade
+
+        run_table_nade(options)
     if "images" in options.jobs:
         from benchmarks.images import run_images
 

@@ -114,6 +114,22 @@ STABLE_TORCH_LIBRARY(pyar, m) {
       "rnade_sample(Tensor W, Tensor c, Tensor rho, Tensor V, Tensor b, int family, int activation, float min_scale, "
       "Tensor seed, int num_samples, int first_index, Tensor? given, Tensor? dims) -> (Tensor, Tensor)");
 
+  // TableNADE. R walks over the columns: x float32 [R, D] · order int64 [R, D], permutations · observed, target bool
+  // [R, D], without a common column · columns float64 [D, 7]: kind, K or C, floor of the scales, step, origin, lowest
+  // and highest value of the grid, see pyar.ops.table_nade · W [ΣF, H_1] · U [D, H_1] · c [H_1] · hidden: as DeepNADE's
+  // · V [ΣP, H_L] · b [ΣP]. Returns log p(x_d | what is observed, the target's columns before d in the order) [R, D],
+  // zero outside the target. CPU alone.
+  m.def(
+      "table_nade_path_log_probs(Tensor x, Tensor order, Tensor observed, Tensor target, Tensor columns, Tensor W, "
+      "Tensor U, Tensor c, Tensor[] hidden, Tensor V, Tensor b, int activation) -> Tensor");
+  // seed int64 [] · indices int64 [R], the samples' numbers. Returns x with all that is not observed drawn, and the
+  // log-probabilities [R, D] of that, zero where a column is observed.
+  m.def(
+      "table_nade_sample(Tensor x, Tensor order, Tensor observed, Tensor columns, Tensor W, Tensor U, Tensor c, "
+      "Tensor[] "
+      "hidden, Tensor V, Tensor b, int activation, Tensor seed, Tensor indices, float temperature) -> (Tensor, "
+      "Tensor)");
+
   // Images of rows × columns pixels, C channels a pixel. head: W [M, F], w [M], E [C(C−1)/2, K, M], V [C, P, M],
   // b [C, P] · mixtures: P = 3·mixtures, or 0 for logits · first_index, given, dims, results as above. CPU alone.
   // The gated PixelCNN. layers: vertical [2F, I, rows, k] and bias [2F], horizontal [2F, I, 1, columns] and bias [2F],

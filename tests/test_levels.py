@@ -20,6 +20,7 @@ import test_made as made
 import test_pixel_cnn as pixel_cnn
 import test_pixel_rnn as pixel_rnn
 import test_rnade_kernels as rnade
+import test_table_nade_kernels as table_nade
 import torch
 from oracle import nade_parameters, random_states
 from torch import Tensor
@@ -173,6 +174,19 @@ def image_results() -> Iterator[tuple[str, Tensor]]:
             yield f"{name}, N={N}: log-probabilities of samples", log_prob
 
 
+def table_nade_results() -> Iterator[tuple[str, Tensor]]:
+    for case in table_nade.CASES:
+        columns, options = case.values
+        parameters = table_nade.table_parameters(columns, **options)
+        for R in (1, 37, 150):
+            name = f"table-nade {case.id}, R={R}"
+            rows = table_nade.table(columns, R)
+            yield f"{name}: log-probabilities", table_nade.log_probs(columns, parameters, rows)
+            drawn, log_probs = table_nade.sample(columns, parameters, rows)
+            yield f"{name}: samples", drawn
+            yield f"{name}: log-probabilities of samples", log_probs
+
+
 def digests() -> dict[str, str]:
     """Name → hash of the bytes of every result."""
     torch.set_num_threads(2)
@@ -183,6 +197,7 @@ def digests() -> dict[str, str]:
         *deep_nade_results(),
         *rnade_results(),
         *image_results(),
+        *table_nade_results(),
     ]
     return {name: hashlib.sha256(value.detach().contiguous().numpy().tobytes()).hexdigest() for name, value in results}
 

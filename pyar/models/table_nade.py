@@ -113,6 +113,8 @@ class TableNADE(DensityModel):
         self.b = new_parameter(self._layout.num_outputs)
         # What a density in the columns' own units lacks; not a parameter, and no part of the checkpoint's weights.
         self.register_buffer("log_scales", columns.log_scales.to(self.b.device), persistent=False)
+        states = [column.num_states if isinstance(column, Categories) else 0 for column in self._layout.columns]
+        self._num_states = torch.tensor(states, dtype=torch.float32, device="cpu")  # of categories
         self.reset_parameters()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TableNADE:
@@ -489,7 +491,7 @@ class TableNADE(DensityModel):
             log_probs.append(log_prob)
         drawn, log_prob = torch.cat(parts), torch.cat(log_probs)
         if before is None:
-            return drawn, (log_prob - torch.where(observed, 0.0, self.log_scales)).sum(dim=1)
+            return drawn, self._total(log_prob, ~observed)
         after = self._path_log_prob(drawn, orders, observed, ~observed)[1]
         return drawn, mixture_log_prob(before, after)
 
@@ -508,11 +510,15 @@ class TableNADE(DensityModel):
             walk, seen, asked = orders[row % len(orders), order], observed[row], target[row]
             if M > 1:
                 log_probs = table_nade_path_log_probs(x[row], walk, nothing[row], seen, self._layout, *arguments)
-                before.append((log_probs - torch.where(seen, self.log_scales, 0.0)).sum(dim=1))
+                before.append(self._total(log_probs, seen))
             log_probs = table_nade_path_log_probs(x[row], walk, seen, asked, self._layout, *arguments)
-            after.append((log_probs - torch.where(asked, self.log_scales, 0.0)).sum(dim=1))
+            after.append(self._total(log_probs, asked))
         first = torch.cat(before) if M > 1 else x.new_zeros(B)
         return first.view(B, M), torch.cat(after).view(B, M)
+
+    def _total(self, log_probs: Tensor, columns: Tensor) -> Tensor:
+        """The sum of these columns' log-probabilities, in their own units: [R, D], bool [R, D] → [R]."""
+        return (log_probs - torch.where(columns, self.log_scales, 0.0)).sum(dim=1, dtype=torch.float64).float()
 
     def _sets(self, x: Tensor, observed: Tensor | None, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """x with zeros where values are missing, and the two masks without these, bool [B, D]."""
@@ -524,16 +530,15 @@ class TableNADE(DensityModel):
     def _checked(self, x: Tensor, name: str = "x") -> Tensor:
         """x, if it holds such rows."""
         x = check_values(name, x, self.dim, self._device(), holes=True)
-        for d, column in enumerate(self._layout.columns):
-            if isinstance(column, Categories):
-                values = x[:, d]
-                wrong = (values < 0) | (values >= column.num_states) | ((values != values.floor()) & ~values.isnan())
-                if bool(wrong.any()):
-                    row = int(wrong.int().argmax())
-                    raise ValueError(
-                        f"{name} must hold 0 … {column.num_states - 1} or NaN in column {self.columns.names[d]!r}, "
-                        f"got {values[row].item():g} in row {row}"
-                    )
+        states = self._num_states.to(x.device)
+        wrong = ((x < 0) | (x >= states) | ((x != x.floor()) & ~x.isnan())) & (states > 0)
+        if bool(wrong.any()):
+            d = int(wrong.any(dim=0).int().argmax())
+            row = int(wrong[:, d].int().argmax())
+            raise ValueError(
+                f"{name} must hold 0 … {int(states[d]) - 1} or NaN in column {self.columns.names[d]!r}, "
+                f"got {x[row, d].item():g} in row {row}"
+            )
         return x
 
     def _config(self) -> dict[str, Any]:

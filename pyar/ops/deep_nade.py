@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyar import native
-from pyar.ops.transforms import is_active, needs_gradient
+from pyar.ops.any_order import is_native, last_units
 from pyar.ops.validate import (
     check_dimensions,
     check_layers,
@@ -71,7 +71,7 @@ def deep_nade_outputs(
     else:
         states = ((x[..., None] == torch.arange(1, K, device=x.device)) & observed[..., None]).to(W.dtype).flatten(1)
     a = torch.addmm(torch.addmm(c, seen, U), states, W.flatten(0, 1))
-    h = _features(a, hidden, activation, dropout)
+    h = last_units(a, hidden, activation, dropout)
     return functional.linear(h, V.flatten(0, 1), b.flatten()).float().view(-1, *b.shape)
 
 
@@ -104,7 +104,7 @@ def deep_nade_log_prob(
     K = _check_parameters(W, U, c, hidden, V, b, activation)
     x = check_states("x", x, len(V), K, V.device)
     temperature = check_temperature(temperature)
-    if _is_native(W, U, c, *hidden, V, b):
+    if is_native(W, U, c, *hidden, V, b):
         place = list(ACTIVATIONS).index(activation)
         return torch.ops.pyar.deep_nade_log_prob(x, order, begin, end, W, U, c, list(hidden), V, b, place, temperature)
     total = b.new_zeros(len(x), dtype=torch.float32)
@@ -137,7 +137,7 @@ def deep_nade_path_outputs(
     """
     K = _check_parameters(W, U, c, hidden, V, b, activation)
     x = check_states("x", x, len(V), K, V.device)
-    if _is_native(W, U, c, *hidden, V, b):
+    if is_native(W, U, c, *hidden, V, b):
         place = list(ACTIVATIONS).index(activation)
         return torch.ops.pyar.deep_nade_path_outputs(x, order, W, U, c, list(hidden), V, b, place)
     begin = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -190,7 +190,7 @@ def deep_nade_sample(
     x = torch.where(_visited(order, begin), x, 0)
     x = check_states("x", x, len(V), K, V.device)
     with torch.no_grad():
-        if _is_native(V):
+        if is_native(V):
             place = list(ACTIVATIONS).index(activation)
             return torch.ops.pyar.deep_nade_sample(
                 x, order, begin, end, W, U, c, list(hidden), V, b, place, seed, indices, temperature
@@ -207,18 +207,6 @@ def deep_nade_sample(
             step.state = torch.where(step.active, state, x.gather(1, place).squeeze(1))
             x.scatter_(1, place, step.state[:, None])
     return x, total
-
-
-def _is_native(*parameters: Tensor) -> bool:
-    """Whether a walk is a native call; says so if it would be one, were the extension there."""
-    if parameters[0].device.type != "cpu" or is_active() or needs_gradient(parameters):
-        return False
-    if torch.autograd.forward_ad._current_level >= 0:  # forward-mode derivatives, which the kernels do not know
-        return False
-    if native.has_kernels("cpu"):
-        return True
-    native.warn_reference("cpu")
-    return False
 
 
 class _Step:
@@ -247,7 +235,7 @@ def _walk(x: Tensor, order: Tensor, begin: Tensor, end: Tensor, *arguments: Any)
     for s in range(int((end - begin).max()) if len(x) else 0):
         active = begin + s < end
         dims = order.gather(1, (begin + s).clamp(max=last)[:, None]).squeeze(1)
-        h = _features(a, hidden, activation)
+        h = last_units(a, hidden, activation)
         if same:
             outputs = torch.addmm(b[dims[0]], h, V[dims[0]].T).float()
         else:
@@ -264,15 +252,6 @@ def _visited(order: Tensor, count: Tensor) -> Tensor:
     """Which dimensions are among the first `count` of every row's order: bool [R, D]."""
     position = torch.arange(order.shape[1], device=order.device)
     return torch.zeros_like(order, dtype=torch.bool).scatter_(1, order, position < count[:, None])
-
-
-def _features(a: Tensor, hidden: Sequence[Tensor], activation: str, dropout: float = 0.0) -> Tensor:
-    """The last layer's units from the first one's sums: [R, H_1] → [R, H_L]."""
-    f = ACTIVATIONS[activation]
-    h = functional.dropout(f(a), dropout, training=dropout > 0)
-    for weight, bias in zip(hidden[::2], hidden[1::2], strict=True):
-        h = functional.dropout(f(functional.linear(h, weight, bias)), dropout, training=dropout > 0)
-    return h
 
 
 def _check_parameters(

@@ -6,8 +6,10 @@ Every function takes the columns as a `Layout`, and the parameters, float32 and 
     W [ΣF_i, H_1] · U [D, H_1] · c [H_1] · hidden (weight_2 [H_2, H_1], bias_2 [H_2], weight_3, …) · V [ΣP_d, H_L] ·
     b [ΣP_d] · activation "relu", "sigmoid" or "tanh"
 
-A walk carries the first layer's sum along, so that a step costs the dense layers and one column's outputs. They run on
-any device as torch's own operations, and are differentiable in all parameters.
+A walk carries the first layer's sum along, so that a step costs the dense layers and one column's outputs. On the CPU a
+walk whose gradient nobody wants is one native call, in float32, with the same bits for every batch and number of
+threads. Where a gradient is wanted, within torch.func's transforms and on other devices, it is torch's own operations,
+differentiable in all parameters.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pyar.ops.validate import check_layers, check_parameters, check_seed
+from pyar import native
+from pyar.ops.any_order import is_native, last_units
+from pyar.ops.validate import check_layers, check_parameters, check_seed, check_temperature
 from pyar.reference import mixtures
 from pyar.reference.activations import ACTIVATIONS
 from pyar.reference.conditionals import Categories, Conditional, Mixture
@@ -56,6 +60,7 @@ class Layout:
             members[alike].append(d)
         self._groups = [self._group(dims) for dims in members.values()]
         self._moved: dict[torch.device, list[_Group]] = {}
+        self.description = torch.tensor([_described(column) for column in columns], dtype=torch.float64, device="cpu")
 
     def _group(self, dims: list[int]) -> _Group:
         form = self.columns[dims[0]]
@@ -134,7 +139,7 @@ def table_nade_outputs(x: Tensor, observed: Tensor, layout: Layout, *parameters:
     """
     W, U, c, hidden, V, b, activation = parameters
     layout.check(*parameters)
-    h = _features(_first_sum(layout.features(x), observed, layout, W, U, c), hidden, activation, dropout)
+    h = last_units(_first_sum(layout.features(x), observed, layout, W, U, c), hidden, activation, dropout)
     return functional.linear(h, V, b).float()
 
 
@@ -160,8 +165,14 @@ def table_nade_path_log_probs(
     Raises:
         TypeError, ValueError: as table_nade_outputs.
     """
+    W, U, c, hidden, V, b, activation = parameters
+    layout.check(*parameters)
+    if is_native(W, U, c, *hidden, V, b):
+        place = list(ACTIVATIONS).index(activation)
+        return torch.ops.pyar.table_nade_path_log_probs(
+            x, order, observed, target, layout.description, W, U, c, list(hidden), V, b, place
+        )
     features = layout.features(x)
-    W, U, *_ = parameters
     result = torch.zeros_like(x)
     for d, rows, outputs, step in _walk(features, order, observed, target, layout, *parameters):
         result = result.index_put((rows, torch.full_like(rows, d)), layout.columns[d].log_prob(outputs, x[rows, d]))
@@ -195,8 +206,16 @@ def table_nade_sample(
         TypeError, ValueError: as table_nade_outputs.
         RuntimeError: outputs are NaN or infinite, so that there is nothing to draw from.
     """
-    W, U, _, _, V, *_ = parameters
+    W, U, c, hidden, V, b, activation = parameters
+    layout.check(*parameters)
     check_seed(seed, V.device)
+    temperature = check_temperature(temperature)
+    with torch.no_grad():
+        if is_native(V):
+            place = list(ACTIVATIONS).index(activation)
+            return torch.ops.pyar.table_nade_sample(
+                x, order, observed, layout.description, W, U, c, list(hidden), V, b, place, seed, indices, temperature
+            )
     D = len(layout.columns)
     u = indexed_uniforms(int(seed), indices, D)
     v = indexed_fine_uniforms(int(seed), indices, D, number=1)
@@ -229,7 +248,6 @@ def _walk(
 ) -> Iterator[tuple[int, Tensor, Tensor, _Sums]]:
     """Yields (column, rows that come to it now, its outputs there, the sums to add to), step by step."""
     W, U, c, hidden, V, b, activation = parameters
-    layout.check(*parameters)
     sums = _Sums(_first_sum(features, observed, layout, W, U, c))
     if len(features) == 0:
         return
@@ -237,7 +255,7 @@ def _walk(
         active = target.gather(1, dims[:, None]).squeeze(1).nonzero().squeeze(1)
         if len(active) == 0:
             continue
-        h = _features(sums.a[active], hidden, activation)
+        h = last_units(sums.a[active], hidden, activation)
         here = dims[active]
         same = bool((here == here[0]).all())
         for d in [int(here[0])] if same else here.unique().tolist():
@@ -254,22 +272,38 @@ def _first_sum(features: Tensor, observed: Tensor, layout: Layout, W: Tensor, U:
     return torch.addmm(torch.addmm(c, seen, U), inputs, W).float()
 
 
-def _features(a: Tensor, hidden: Sequence[Tensor], activation: str, dropout: float = 0.0) -> Tensor:
-    """The last layer's units from the first one's sums: [R, H_1] → [R, H_L]."""
-    f = ACTIVATIONS[activation]
-    h = functional.dropout(f(a), dropout, training=dropout > 0)
-    for weight, bias in zip(hidden[::2], hidden[1::2], strict=True):
-        h = functional.dropout(f(functional.linear(h, weight, bias)), dropout, training=dropout > 0)
-    return h
-
-
 def _slices(sizes: list[int]) -> list[slice]:
     """Consecutive parts of these sizes."""
     ends = list(itertools.accumulate(sizes))
     return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
 
+def _described(column: Conditional) -> list[float]:
+    """A column as the native operations read it: kind, K or C, floor of the scales, step, origin, low, high."""
+    if isinstance(column, Categories):
+        return [0, column.num_states, 0, 0, 0, 0, 0]
+    kind = 1 + mixtures.FAMILIES.index(column.family)
+    return [kind, column.num_components, column.min_scale, column.step, column.origin, column.low, column.high]
+
+
 def _moved(group: _Group, device: torch.device) -> _Group:
     cells = None if group.cells is None else mixtures.Cells(*(part.to(device) for part in group.cells))
     min_scale = None if group.min_scale is None else group.min_scale.to(device)
     return _Group(group.form, group.dims, group.columns.to(device), group.outputs.to(device), min_scale, cells)
+
+
+# What torch needs to know about the native operations.
+
+
+def _fake_path_log_probs(x, order, observed, target, columns, W, U, c, hidden, V, b, activation):
+    return b.new_empty(x.shape)
+
+
+def _fake_sample(x, order, observed, columns, W, U, c, hidden, V, b, activation, seed, indices, temperature):
+    return b.new_empty(x.shape), b.new_empty(x.shape)
+
+
+if native._C is not None:
+    for name, fake in {"table_nade_path_log_probs": _fake_path_log_probs, "table_nade_sample": _fake_sample}.items():
+        torch.library.register_fake(f"pyar::{name}", fake)
+        torch.library.register_autocast(f"pyar::{name}", "cpu", torch.float32)

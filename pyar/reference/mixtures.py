@@ -138,8 +138,10 @@ def log_cell(z: Tensor, half: Tensor, family: str) -> Tensor:
     both = 2.0 * torch.cosh(centre * nodes) * torch.exp(-0.5 * nodes * nodes)
     integral = torch.log((both * weights).sum(dim=-1)) + torch.log(small[..., 0])
     wide = torch.where(narrow, torch.ones_like(half), half)
-    top, bottom = _log_ndtr(m + wide), _log_ndtr(m - wide)
-    return torch.where(narrow, log_density(m, family) + integral, top + log1mexp(top - bottom))
+    top = _log_ndtr(m + wide)
+    # Far out m ± wide round to one number; the exact difference is never below that of the exponents.
+    apart = torch.maximum(top - _log_ndtr(m - wide), -2.0 * m * wide)
+    return torch.where(narrow, log_density(m, family) + integral, top + log1mexp(apart))
 
 
 def _log_ndtr(z: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-// DeepNADE's layers for a tile of rows:
+// The layers of a network for any order, for a tile of rows:
 //
-//   a ← a + U_i + W_i[x_i]      h¹ = f(a)      hˡ = f(biasˡ + weightˡ hˡ⁻¹)
+//   a ← a + what x_i says      h¹ = f(a)      hˡ = f(biasˡ + weightˡ hˡ⁻¹)
 //
 // A sum is one chain of additions over the inputs in ascending order, whichever rows it is computed beside. After a
 // ReLU most inputs are zero, and a chain that leaves out multiply-adds of zero has the bits of the one that has them
@@ -12,7 +12,7 @@
 #pragma once
 
 #include "cpu/activate.h"
-#include "cpu/deep_nade/kernel.h"
+#include "cpu/any_order/network.h"
 #include "cpu/dots.h"
 #include "cpu/gemm.h"
 
@@ -27,7 +27,7 @@ PYAR_INLINE int64_t num_panels(int64_t units) { return (units + kPanel - 1) / kP
 PYAR_INLINE int64_t padded(int64_t count) { return (count + 15) / 16 * 16; }
 
 // The distance between rows of units: whole panels of every layer, and an odd number of cache lines.
-inline int64_t row_stride(const DeepNadeParameters& m) {
+inline int64_t row_stride(const Network& m) {
   int64_t most = padded(m.H);
   for (int64_t l = 0; l < m.num_layers; ++l) {
     const int64_t columns = num_panels(m.layers[l].units) * kPanel;
@@ -42,33 +42,38 @@ constexpr double kMostListed = 0.9;
 // Work space of a tile.
 struct Tile {
   int64_t stride;   // of rows
-  float* units;     // [2][kDeepNadeRows, stride], the units of a layer and of the next
-  int32_t* lists;   // [kDeepNadeRows, stride]
-  int64_t* counts;  // [kDeepNadeRows], the lengths of the lists
-  float* outputs;   // [P, kDeepNadeRows]
-  float* weights;   // [P, kDeepNadeRows]
-  float* terms;     // [kDeepNadeRows]
-  int32_t* states;  // [kDeepNadeRows]
+  float* units;     // [2][kTileWalks, stride], the units of a layer and of the next
+  int32_t* lists;   // [kTileWalks, stride]
+  int64_t* counts;  // [kTileWalks], the lengths of the lists
+  int64_t* walks;   // [kTileWalks], whose step a row is
+  int64_t* steps;   // [kTileWalks], which
+  int64_t* dims;    // [kTileWalks], the dimension that it visits
+  float* outputs;   // [P, kWidth], of rows that are evaluated together
+  float* weights;   // [P, kWidth]
   float* sums;      // [rows, stride], a
   int64_t size;     // floats
 
   //   rows  of sums
-  Tile(const DeepNadeParameters& m, int64_t rows, float* base) : stride(row_stride(m)) {
+  Tile(const Network& m, int64_t rows, float* base) : stride(row_stride(m)) {
     int64_t used = 0;
     const auto floats = [&](int64_t count) {
       const int64_t at = used;
       used += padded(count);
       return base == nullptr ? nullptr : base + at;
     };
-    units = floats(2 * kDeepNadeRows * stride);
-    lists = reinterpret_cast<int32_t*>(floats(kDeepNadeRows * stride));
-    counts = reinterpret_cast<int64_t*>(floats(2 * kDeepNadeRows));
-    outputs = floats(m.P * kDeepNadeRows);
-    weights = floats(m.P * kDeepNadeRows);
-    terms = floats(kDeepNadeRows);
-    states = reinterpret_cast<int32_t*>(floats(kDeepNadeRows));
+    const auto integers = [&](int64_t count) { return reinterpret_cast<int64_t*>(floats(2 * count)); };
+    units = floats(2 * kTileWalks * stride);
+    lists = reinterpret_cast<int32_t*>(floats(kTileWalks * stride));
+    counts = integers(kTileWalks);
+    walks = integers(kTileWalks);
+    steps = integers(kTileWalks);
+    dims = integers(kTileWalks);
+    outputs = floats(m.P * kWidth);
+    weights = floats(m.P * kWidth);
     sums = floats(rows * stride);
     size = used;
+    // Lanes without a row are computed too, from some number.
+    if (base != nullptr) memset(outputs, 0, m.P * kWidth * sizeof(float));
   }
 };
 
@@ -79,30 +84,27 @@ PYAR_INLINE void prefetch(const float* p, int64_t count) {
   for (int64_t j = 0; j < count; j += 16) __builtin_prefetch(p + j, 0, 2);
 }
 
-// Asks for what take_state() will add.
-PYAR_INLINE void prefetch_state(const DeepNadeParameters& m, int64_t d, int64_t state) {
-  prefetch(m.U + d * m.H, m.H);
-  if (state > 0) prefetch(m.W + (d * (m.K - 1) + state - 1) * m.H, m.H);
-}
-
 // a = c; zeros behind.
 //   a  [padded(H)]
-inline void start_sums(const DeepNadeParameters& m, float* a) {
+inline void start_sums(const Network& m, float* a) {
   memcpy(a, m.c, m.H * sizeof(float));
   for (int64_t j = m.H; j < padded(m.H); ++j) a[j] = 0.0f;
 }
 
-// a ← a + (U_d + W_d[state]), and h = f(a) unless h is null.
+// a ← a + Σ_n values_n rows_n, and h = f(a) unless h is null. The first value is one.
+//   rows  [N][H]
 //   a, h  [padded(H)]
-inline void take_state(const DeepNadeParameters& m, int64_t d, int64_t state, float* a, float* h) {
-  const float* u = m.U + d * m.H;
-  const float* w = state > 0 ? m.W + (d * (m.K - 1) + state - 1) * m.H : nullptr;
+template <int N>
+PYAR_INLINE void add_rows(const Network& m, const float* const (&rows)[N], const float (&values)[N], float* a,
+                          float* h) {
   const auto part = [&](int64_t j, int count) __attribute__((always_inline)) {
-    const auto row = [&](const float* p) __attribute__((always_inline)) {
-      return count == kWidth ? load(p + j) : load_first(p + j, count);
+    const auto row = [&](int n) __attribute__((always_inline)) {
+      return count == kWidth ? load(rows[n] + j) : load_first(rows[n] + j, count);
     };
-    Vector value = load(a + j);
-    value += w == nullptr ? row(u) : row(u) + row(w);
+    Vector term = row(0);
+#pragma GCC unroll 2
+    for (int n = 1; n < N; ++n) term = fused_multiply_add(broadcast(values[n]), row(n), term);
+    const Vector value = load(a + j) + term;
     store(a + j, value);
     if (h != nullptr) store(h + j, activate(m.activation, value));
   };
@@ -111,9 +113,20 @@ inline void take_state(const DeepNadeParameters& m, int64_t d, int64_t state, fl
   if (j < m.H) part(j, static_cast<int>(m.H - j));
 }
 
+// The same for category `state` of those whose rows are at w: a ← a + (u + w[state − 1]), the second part unless the
+// state is zero.
+//   u [H] · w [states − 1, H]
+inline void add_state(const Network& m, const float* u, const float* w, int64_t state, float* a, float* h) {
+  if (state > 0) {
+    add_rows<2>(m, {u, w + (state - 1) * m.H}, {1.0f, 1.0f}, a, h);
+  } else {
+    add_rows<1>(m, {u}, {1.0f}, a, h);
+  }
+}
+
 // h = f(a).
 //   a, h  [padded(H)]
-inline void read_sums(const DeepNadeParameters& m, const float* a, float* h) {
+inline void read_sums(const Network& m, const float* a, float* h) {
   for (int64_t j = 0; j < padded(m.H); j += kWidth) store(h + j, activate(m.activation, load(a + j)));
 }
 
@@ -210,7 +223,7 @@ PYAR_INLINE void for_groups(int64_t count, const Visit& visit) {
 //   kAlike  neighbouring rows have about the same active units: a list serves a group of them
 //   in      [rows, inputs]; out  [rows, whole panels]
 template <bool kAlike>
-void forward_layer(const DeepNadeLayer& layer, Activation f, const Tile& t, int64_t rows, const float* in, float* out) {
+void forward_layer(const DenseLayer& layer, Activation f, const Tile& t, int64_t rows, const float* in, float* out) {
   bool listed = f == Activation::relu && layer.finite;
   if (listed) {
     int64_t groups = 0, total = 0;
@@ -259,8 +272,8 @@ void forward_layer(const DeepNadeLayer& layer, Activation f, const Tile& t, int6
 
 // The units of the last layer from those of the first, t.units: returns where they are, [rows, F].
 template <bool kAlike>
-const float* forward_layers(const DeepNadeParameters& m, const Tile& t, int64_t rows) {
-  float *in = t.units, *out = t.units + kDeepNadeRows * t.stride;
+const float* forward_layers(const Network& m, const Tile& t, int64_t rows) {
+  float *in = t.units, *out = t.units + kTileWalks * t.stride;
   for (int64_t l = 0; l < m.num_layers; ++l) {
     forward_layer<kAlike>(m.layers[l], m.activation, t, rows, in, out);
     float* const next = in;
@@ -270,19 +283,19 @@ const float* forward_layers(const DeepNadeParameters& m, const Tile& t, int64_t 
   return in;
 }
 
-// t.outputs[k, row] = b_d + V_d h.
-//   h  [F]
-PYAR_INLINE void output_row(const DeepNadeParameters& m, const Tile& t, int64_t row, int64_t d, const float* h) {
-  float* out = t.outputs + row;
-  dots(h, m.V + d * m.P * m.F, m.F, m.P, m.F, out, kDeepNadeRows);
-  for (int64_t k = 0; k < m.P; ++k) out[k * kDeepNadeRows] += m.b[d * m.P + k];
+// t.outputs[k, lane] = b_k + V_k h for k < P.
+//   V [P, F] · b [P] · h [F]
+PYAR_INLINE void output_lane(const Network& m, const Tile& t, int64_t lane, const float* V, const float* b, int64_t P,
+                             const float* h) {
+  float* out = t.outputs + lane;
+  dots(h, V, m.F, P, m.F, out, kWidth);
+  for (int64_t k = 0; k < P; ++k) out[k * kWidth] += b[k];
 }
 
-// Divides the outputs of all lanes by the temperature.
-PYAR_INLINE void cool(const DeepNadeParameters& m, const Tile& t, float temperature) {
+// Divides P outputs of all lanes by the temperature.
+PYAR_INLINE void cool(const Tile& t, int64_t P, float temperature) {
   if (temperature == 1.0f) return;
-  for (int64_t i = 0; i < m.P * kDeepNadeRows; i += kWidth)
-    store(t.outputs + i, load(t.outputs + i) / broadcast(temperature));
+  for (int64_t i = 0; i < P * kWidth; i += kWidth) store(t.outputs + i, load(t.outputs + i) / broadcast(temperature));
 }
 
 }  // namespace pyar::cpu::PYAR_LEVEL
