@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 import math
 import time
@@ -29,7 +30,7 @@ from pyar.reference.philox import indexed_fine_uniforms, indexed_uniforms
 
 TASKS = ("log_prob", "gradient", "sample")
 SIZES = ((11, 50), (100, 50), (500, 50), (100, 200))  # D, H
-BATCHES = (1, 100, 1000)
+BATCHES = (100, 1, 1000)
 COMPONENTS, MIN_SCALE, SEED = 10, 0.02, 20131
 LAW = ("gaussian", "relu", MIN_SCALE)
 # Largest error over the largest magnitude; and the share of samples in which a component may be another, where its
@@ -344,19 +345,17 @@ def run_rnade(options: argparse.Namespace) -> None:
     print(f"RNADE, {COMPONENTS} Gaussians, {options.threads} threads; every result is checked before its time is taken")
     records: list[dict[str, Any]] = []
     peaks = [_C.multiply_add_peak(options.threads, 0.06) for _ in range(8)]
-    for D, H in SIZES:
-        for B in BATCHES:
-            for task in TASKS:
-                case = f"rnade {task}, B={B}, D={D}, H={H}"
-                if options.only not in case:
-                    continue
-                inputs = Inputs(D, H, B)
-                records += measure(case, inputs, task, options, peaks)
-    machine = {"threads": options.threads, "multiply_add_peak_gflops": max(peaks) / 1e9}
-    document = {"job": "rnade", "environment": describe_environment(options.level), "machine": machine}
-    document |= {"components": COMPONENTS, "records": records}
+    environment = describe_environment(options.level)
     options.out.mkdir(parents=True, exist_ok=True)
-    write_text(options.out / "rnade.json", json.dumps(document, indent=1) + "\n")
+    for B, (D, H), task in itertools.product(BATCHES, SIZES, TASKS):
+        case = f"rnade {task}, B={B}, D={D}, H={H}"
+        if options.only not in case:
+            continue
+        records += measure(case, Inputs(D, H, B), task, options, peaks)
+        machine = {"threads": options.threads, "multiply_add_peak_gflops": significant(max(peaks) / 1e9)}
+        document = {"job": "rnade", "environment": environment, "machine": machine}
+        document |= {"components": COMPONENTS, "records": records}
+        write_text(options.out / "rnade.json", json.dumps(document, indent=1) + "\n")  # a run may be ended early
 
 
 def measure(
