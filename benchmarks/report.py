@@ -297,11 +297,15 @@ def render_images(document: dict[str, Any]) -> list[str]:
 def render_rnade(document: dict[str, Any]) -> list[str]:
     """RNADE's table: a row a case, a column a contender."""
     records = document["records"]
+
+    def case_of(record: dict[str, Any]) -> str:
+        return f"{TASKS[record['task']]}, B={record['B']}, D={record['D']}, H={record['H']}"
+
     names = list(dict.fromkeys(record["contender"] for record in records))
     rows: dict[str, dict[str, str]] = {}
     ours: dict[str, float] = {}
     for record in records:
-        case = f"{TASKS[record['task']]}, B={record['B']}, D={record['D']}, H={record['H']}"
+        case = case_of(record)
         time = milliseconds(record["median_ms"])
         if record["contender"] == "pyar":
             ours[case] = record["median_ms"]
@@ -309,10 +313,18 @@ def render_rnade(document: dict[str, Any]) -> list[str]:
         else:
             text = f"{time} ({record['median_ms'] / ours[case]:.1f}×)"
         rows.setdefault(case, {})[record["contender"]] = text
+    slower = {
+        f"{case} ({record['contender']} takes {record['median_ms'] / ours[case]:.2f} of pyar's time)"
+        for case in rows
+        for record in [min((r for r in records if case_of(r) == case), key=lambda r: r["median_ms"])]
+        if record["contender"] != "pyar"
+    }
+    fastest = f"pyar was the fastest in {len(rows) - len(slower)} of {len(rows)} cases"
     return [
         f"**RNADE.** {describe_run(document)}",
         markdown_table(["job", *names], rows),
-        f"Real values, mixtures of {document['components']} Gaussians; milliseconds, brackets and checks as above.",
+        f"Real values, mixtures of {document['components']} Gaussians; milliseconds, brackets and checks as above. "
+        + (f"{fastest}, not in: {'; '.join(sorted(slower))}." if slower else f"{fastest}."),
     ]
 
 

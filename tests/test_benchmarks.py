@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import check, guard, images, peers, plots, printing, report, series, summary, sweep, tables
+from benchmarks import check, guard, images, peers, plots, printing, report, rnade, series, summary, sweep, tables
 from benchmarks.__main__ import COMMITTED, parse_arguments
 from benchmarks.cases import Case, build_inputs, mnist_like
 from benchmarks.check import Checker
@@ -474,6 +474,38 @@ def test_report_of_image_models():
 
 
 REPORT = "python -m benchmarks report --write docs/benchmarks.md --summary README.md --plots docs/benchmarks"
+
+
+@pytest.mark.parametrize("task", rnade.TASKS)
+@pytest.mark.parametrize("name", list(rnade.CONTENDERS))
+def test_contenders_of_rnade_are_right(name: str, task: str) -> None:
+    prepare, package = rnade.CONTENDERS[name]
+    if package is not None:
+        pytest.importorskip(package)
+    inputs = rnade.Inputs(5, 12, 9)
+    call, expected = prepare(inputs, task, 1), inputs.expected(task)
+    if call is None:
+        assert (name, task) in {("PyTorch vectorised", "sample"), ("numba", "gradient")}
+        return
+    for _ in range(2):
+        result = rnade.arrays_of(call())
+        assert rnade.is_right(task, result, expected)
+    for i, value in enumerate(result):
+        for wrong in (value + 0.01 * np.abs(value).max(), np.full_like(value, np.nan), value[:-1]):
+            assert not rnade.is_right(task, [*result[:i], wrong, *result[i + 1 :]], expected)
+
+
+def test_report_of_rnade() -> None:
+    case = {"task": "sample", "D": 11, "H": 50, "B": 100}
+    records = [
+        {**case, "contender": "pyar", "median_ms": 2.0, "fraction_of_floor": 0.5},
+        {**case, "contender": "numba", "median_ms": 9.0, "fraction_of_floor": 0.11},
+    ]
+    machine = {"threads": 2, "multiply_add_peak_gflops": 200.0}
+    environment = {"processor": "a processor", "versions": {}, "level": "avx2", "commit": "abc", "date": "today"}
+    document = {"machine": machine, "environment": environment, "components": 10, "records": records}
+    text = "\n".join(report.render_rnade(document))
+    assert "| sample, B=100, D=11, H=50 | **2** (50 %) | 9 (4.5×) |" in text
 
 
 def test_pages_have_the_tables_and_plots_of_the_stored_results():
