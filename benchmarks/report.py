@@ -13,7 +13,7 @@ from benchmarks.machine import describe_level
 from benchmarks.neighbours import ONE_THREAD
 from benchmarks.neighbours import times as busy_times
 from benchmarks.peers import CONTENDERS
-from benchmarks.runner import TIMED
+from benchmarks.runner import SETTLED_SPREAD, TIMED
 from benchmarks.series import MODELS, TASKS, describe_job, plot_names, sweep_records, table_records
 from pyar.files import write_text
 
@@ -277,19 +277,23 @@ def render_images(document: dict[str, Any]) -> list[str]:
     names = list(dict.fromkeys(o["contender"] for record in records for o in record["outcomes"]))
     for record in records:
         ours = next(o["median_ms"] for o in record["outcomes"] if o["contender"] == "pyar")
-        rows[record["job"]] = {
-            o["contender"]: f"**{milliseconds(ours)}** ({100 * o['share_of_peak']:.0f} %)"
-            if o["contender"] == "pyar"
-            else f"{milliseconds(o['median_ms'])} ({o['median_ms'] / ours:.1f}×)"
-            for o in record["outcomes"]
-        }
+        for o in record["outcomes"]:
+            time = milliseconds(o["median_ms"]) + ("‡" if o["p80_ms"] > SETTLED_SPREAD * o["p20_ms"] else "")
+            is_ours = o["contender"] == "pyar"
+            text = (
+                f"**{time}** ({100 * o['share_of_peak']:.0f} %)"
+                if is_ours
+                else f"{time} ({o['median_ms'] / ours:.1f}×)"
+            )
+            rows.setdefault(record["job"], {})[o["contender"]] = text
     return [
         f"**Image models.** {environment['processor']}, {document['threads']} threads, {describe_level(environment)}, "
         f"multiply-add peak {peak:.0f} GFLOP/s; {versions}; pyar {environment['commit']}, {environment['date']}. "
         "28×28 images of two states; median milliseconds of interleaved repetitions with the same parameters, images "
         "and uniforms; in brackets pyar's share of the multiply-add peak, and by how much each peer takes longer. The "
         "results were compared before they were timed. JAX and cached PyTorch compute every feature once, as pyar "
-        "does; plain PyTorch is the skewed form, and the loop makes a whole forward pass for every pixel.",
+        "does; plain PyTorch is the skewed form, and the loop makes a whole forward pass for every pixel. ‡ unsettled: "
+        "its readings differed.",
         markdown_table(["job", *names], rows),
     ]
 
