@@ -144,9 +144,11 @@ def check_fits(model: DensityModel, dataset: Dataset | TableData) -> None:
     num_states = getattr(model, "num_states", None)
     columns = getattr(model, "columns", None) if num_states is None else None  # an image has such too
     if columns is None and num_states is None:
-        raise ValueError(
-            f"{model.name} is of real vectors, which no data set holds; a table's numbers train table-nade"
-        )
+        if not isinstance(dataset, TableData):
+            raise ValueError(f"{model.name} is of real vectors, {dataset.name} holds states")
+        if model.dim != dataset.dim:
+            raise ValueError(f"{model.name} is of {model.dim} dimensions, {dataset.name} has {dataset.dim} columns")
+        return
     if columns is not None or isinstance(dataset, TableData):
         if not isinstance(dataset, TableData):
             raise ValueError(f"{model.name} is of a table's columns, {dataset.name} holds states")
@@ -188,4 +190,11 @@ def evaluate(
     if len(x) == 0:
         raise ValueError(f"the {split} split of {dataset.name} has no examples")
     log_prob = log_probs(model, x, batch_size, progress=progress, amp=amp, context=dataset.context(split))
-    return summarise(log_prob, dataset, split)
+    return summarise(in_own_units(model, log_prob, dataset), dataset, split)
+
+
+def in_own_units(model: DensityModel, log_prob: Tensor, dataset: Dataset | TableData) -> Tensor:
+    """Log-densities of a table's rows in the columns' own units, of which a model of real vectors knows nothing."""
+    if isinstance(dataset, TableData) and not hasattr(model, "columns"):
+        return log_prob - dataset.columns.log_scales.sum()
+    return log_prob

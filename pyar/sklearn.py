@@ -256,7 +256,8 @@ class TableDensity(DensityMixin, BaseEstimator):
             X: as score_samples.
             num_samples: how many completed tables to draw (multiple imputation).
             best_guess: instead of draws one table with the mean of numbers, the median of whole numbers, and the most
-                frequent category, each over 64 draws.
+                probable category, each of its distribution given the rest of the row. What else is missing there is
+                averaged over, in 64 draws.
             random_state: an integer gives the same draws at every call.
 
         Returns:
@@ -281,7 +282,7 @@ class TableDensity(DensityMixin, BaseEstimator):
                 orders=self.orders,
             ).cpu()
         if best_guess:
-            drawn = self._centres(drawn)[:, None]
+            drawn = self._centres(x[holes], drawn)[:, None]
         tables = []
         for j in range(drawn.shape[1]):
             completed = x.clone()
@@ -367,15 +368,22 @@ class TableDensity(DensityMixin, BaseEstimator):
             return np.stack(list(columns.values()), axis=1) if columns else np.empty((0, 0))
         return make_frame(columns, like=self._template, own_types=False)
 
-    def _centres(self, drawn: Tensor) -> Tensor:
-        """The middle of draws [R, S, D] in every column: [R, D]."""
-        centres = drawn.mean(dim=1)
-        for d, kind in enumerate(self.columns_.values()):
-            if isinstance(self.columns_.conditionals[d], Categories):
-                centres[:, d] = drawn[..., d].mode(dim=1).values
-            elif isinstance(kind, Integer):
-                centres[:, d] = drawn[..., d].median(dim=1).values
-        return centres
+    @torch.no_grad()
+    def _centres(self, x: Tensor, drawn: Tensor) -> Tensor:
+        """Rows [R, D] whose missing values are the centres of their distributions.
+
+        That of a column is the mean of its conditionals given all others, over the draws [R, S, D] of those that are
+        missing: known as a whole, it varies less than the draws of the column itself.
+        """
+        filled, number = x.clone(), drawn.shape[1]
+        for d, (name, kind) in enumerate(self.columns_.items()):
+            others = torch.ones(len(self.columns_), dtype=torch.bool, device=self._device())
+            others[d] = False
+            for rows in x[:, d].isnan().nonzero().squeeze(1).split(max(1, _ROWS // number)):
+                outputs = self.model_.conditionals(drawn[rows].flatten(0, 1).to(self._device()), others)[name]
+                outputs = outputs.double().cpu().view(len(rows), number, -1)
+                filled[rows, d] = _centre(kind, self.columns_.conditionals[d], outputs).float()
+        return filled
 
     def _log_prob(self, x: Tensor) -> NDArray[np.float64]:
         def scored(part: Tensor) -> Tensor:
@@ -408,22 +416,44 @@ def _one_thread() -> Iterator[None]:
 
 
 def _expected(name: str | int, kind: Kind, column: Any, outputs: Tensor) -> dict[str | int, NDArray[np.float64]]:
-    """The mean of a column of numbers, or the probabilities of categories."""
+    """The mean of a column of numbers, or the probabilities of categories, from outputs [B, P]."""
     if isinstance(column, Categories):
-        if column.num_states == 1:
-            return {f"{name}={kind.levels[0]}": np.ones(len(outputs))}
-        probabilities = log_probabilities(outputs).exp().numpy()
+        probabilities = _probabilities(kind, column, outputs).numpy()
         if column.num_states == 2:
             return {f"{name}={kind.levels[1]}": probabilities[:, 1]}
         return {f"{name}={level}": probabilities[:, k] for k, level in enumerate(kind.levels)}
     if isinstance(kind, Integer):  # limits cut the mixture: the mean is over all values there are
-        values = np.arange(kind.low, kind.high + 1, dtype=np.float64)
-        encoded = torch.from_numpy(kind.encoded(values))
-        probabilities = column.log_prob(outputs[:, None], encoded.expand(len(outputs), -1)).exp().numpy()
-        return {name: probabilities @ values}
+        probabilities = _probabilities(kind, column, outputs).numpy()
+        return {name: probabilities @ np.arange(kind.low, kind.high + 1, dtype=np.float64)}
+    return {name: kind.location + kind.scale * _mean(outputs).numpy()}
+
+
+def _centre(kind: Kind, column: Any, outputs: Tensor) -> Tensor:
+    """The most probable category, the median whole number or the mean of an even mixture of S distributions: [R], as
+    models take it, from outputs [R, S, P]."""
+    if isinstance(column, Categories):
+        return _probabilities(kind, column, outputs).mean(dim=1).argmax(dim=1).double()
+    if isinstance(kind, Integer):
+        cumulative = _probabilities(kind, column, outputs).mean(dim=1).cumsum(dim=1)
+        place = (cumulative < 0.5 * cumulative[:, -1:]).sum(dim=1)
+        return torch.from_numpy(kind.encoded(kind.low + place.double().numpy()))
+    return _mean(outputs).mean(dim=1)
+
+
+def _probabilities(kind: Kind, column: Any, outputs: Tensor) -> Tensor:
+    """Of every category or whole number: [..., P] → [..., K]."""
+    if isinstance(column, Categories):
+        if column.num_states == 1:
+            return torch.ones(*outputs.shape[:-1], 1, dtype=outputs.dtype)
+        return log_probabilities(outputs).exp()
+    encoded = torch.from_numpy(kind.encoded(np.arange(kind.low, kind.high + 1, dtype=np.float64)))
+    return column.log_prob(outputs[..., None, :], encoded.expand(*outputs.shape[:-1], -1)).exp()
+
+
+def _mean(outputs: Tensor) -> Tensor:
+    """Of mixtures: [..., 3C] → [...]."""
     logits, means, _ = outputs.chunk(3, dim=-1)
-    mean = (torch.softmax(logits, dim=-1) * means).sum(dim=-1).numpy()
-    return {name: kind.location + kind.scale * mean}
+    return (torch.softmax(logits, dim=-1) * means).sum(dim=-1)
 
 
 def _seed(random_state: Any) -> int | None:

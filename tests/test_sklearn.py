@@ -124,6 +124,18 @@ def test_imputation_keeps_what_is_there_and_draws_the_rest(fitted: TableDensity)
     pd.testing.assert_frame_equal(fitted.impute(frame), frame)
 
 
+def test_imputation_where_a_columns_type_says_too_little(fitted: TableDensity) -> None:
+    """Categories that new rows do not have are drawn all the same, and a column without a value has no type."""
+    frame = visits(60, seed=1)
+    some = frame.assign(group=pd.Categorical(frame["group"].where(frame["group"] == "c"), categories=["c"]))
+    filled = fitted.impute(some, random_state=0)
+    assert set(filled["group"]) == {"a", "b", "c"}
+    assert (filled["group"][frame["group"] == "c"] == "c").all()
+    nothing = fitted.impute(frame.assign(group=None, count=None), random_state=0)
+    assert set(nothing["group"]) == {"a", "b", "c"}
+    assert nothing["count"].between(3, 7).all()
+
+
 def test_anomalies_are_above_the_threshold(fitted: TableDensity) -> None:
     fresh = visits(2000, seed=6)
     scores = fitted.anomaly_scores(fresh)

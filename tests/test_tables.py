@@ -91,6 +91,31 @@ def test_whole_numbers_of_any_size() -> None:
     assert decided(1e300, 2e300, 4e300).resolution is None
 
 
+@pytest.mark.parametrize("library", [pd.DataFrame, pl.DataFrame, pa.table])
+def test_whole_numbers_that_no_float_tells_apart_are_refused(library: Any) -> None:
+    """Identifiers of 64 bits: as floats they would be one value."""
+    for values in ([2**62 + k for k in range(30)], [-(2**62) - k for k in range(30)]):
+        with pytest.raises(ValueError, match=r"column 'a' holds -?46116860184273.* beyond 2\*\*53"):
+            Columns.from_frame(library({"a": values}))
+    with pytest.raises(ValueError, match=r"beyond 2\*\*53"):
+        Columns.from_frame(pd.DataFrame({"a": [2**70 + k for k in range(30)]}))
+    assert isinstance(Columns.from_frame(pd.DataFrame({"a": [2**53 - 1 - k for k in range(30)]}))["a"], Integer)
+
+
+def test_a_spread_that_is_small_beside_the_mean_is_a_spread() -> None:
+    values = 1e9 + 1e-3 * np.random.default_rng(0).normal(size=100)
+    kind = Columns.from_frame(pd.DataFrame({"a": values}))["a"]
+    assert kind.scale == pytest.approx(values.std(), rel=1e-3)
+    assert Columns.from_frame(pd.DataFrame({"a": [1e9] * 3 + [1e9 + 1e-6]}), kinds={"a": Real()})["a"].scale == 1.0
+
+
+def test_dates_as_texts_are_told() -> None:
+    dates = pd.date_range("2020-01-31", periods=60)
+    for texts in (dates.strftime("%Y-%m-%d"), dates.strftime("%d.%m.%Y"), dates.strftime("%m/%d/%y %H:%M")):
+        with pytest.raises(ValueError, match="column 'day' has dates and times as texts: turn them into numbers"):
+            Columns.from_frame(pd.DataFrame({"day": texts}))
+
+
 def test_repeats_without_a_grid_are_told() -> None:
     spiked = np.where(np.arange(100) % 2 == 0, np.pi, np.random.default_rng(0).normal(size=100))
     with pytest.warns(RepeatedValues, match=r"'v' has 51 different values in 100 rows .* Real\(resolution"):

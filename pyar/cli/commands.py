@@ -36,7 +36,6 @@ from pyar.data.files import read_numpy
 from pyar.evaluation import log_probs, order_log_probs, summarise
 from pyar.files import atomic_write
 from pyar.models import AutoregressiveModel
-from pyar.models.table_nade import TableNADE
 from pyar.plots import save_completions, save_order_curve, save_sheet
 from pyar.sampling import labels_in_turn, open_writer, sample_chunks, shard_path, shard_range
 from pyar.training.parallel import environment_rank
@@ -53,7 +52,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     own_dtype = getattr(model, "weight_dtype", None)
     set_weight_dtype(arguments, model)
     refuse_labels(arguments, model)
-    if isinstance(model, TableNADE):
+    if tables.is_of_rows(model):
         return tables.evaluate(arguments, model, extra)
     rows = rows_of_run(arguments, model, extra)
     if arguments.orders is not None:
@@ -163,7 +162,7 @@ def sample(arguments: argparse.Namespace) -> int:
     model, extra = load_with_extra(arguments.run, device)
     set_weight_dtype(arguments, model)
     classes = _classes_to_sample(arguments, model, extra)
-    if isinstance(model, TableNADE):
+    if tables.is_of_rows(model):
         return tables.sample(arguments, model, extra)
     outputs = arguments.out or ["samples.png"]
     check_outputs(outputs, (".npz", ".npy", ".png"))
@@ -306,7 +305,7 @@ def complete(arguments: argparse.Namespace) -> int:
     device = set_up(arguments)
     model, extra = load_with_extra(arguments.run, device)
     set_weight_dtype(arguments, model)
-    if isinstance(model, TableNADE):
+    if tables.is_of_rows(model):
         raise UserError(f"a table's rows are completed by pyar impute {arguments.run} --data … --out …")
     outputs = arguments.out or ["completions.png"]
     check_outputs(outputs, (".png", ".npz"))
@@ -390,12 +389,14 @@ def info(arguments: argparse.Namespace) -> int:
     _print_facts(facts)
     if run is not None:
         run["config"].pop("order", None)
-        if "columns" in run["config"]:
-            run["config"]["columns"] = len(run["config"]["columns"])
+        columns = tables.columns_of_run(model, extra) if tables.is_of_rows(model) else None
+        for facts in (run, run["config"]):
+            if "columns" in facts and columns is not None:
+                facts["columns"] = len(columns)
         print()
         _print_facts(run)
-        if isinstance(model, TableNADE):
-            print(f"\n{model.columns.describe()}")
+        if columns is not None:
+            print(f"\n{columns.describe()}")
     return 0
 
 

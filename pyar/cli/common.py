@@ -17,11 +17,12 @@ import torch
 
 from pyar.checkpoint import CheckpointError
 from pyar.cli.errors import UserError
+from pyar.cli.options import kind_of_reals, takes_reals
 from pyar.data import DataError, DataNotice, Dataset, Rows, TableData, load_dataset, load_rows, load_table
 from pyar.data.labels import find_class
 from pyar.evaluation import check_fits
 from pyar.models import AutoregressiveModel, DensityModel
-from pyar.tables import RepeatedValues
+from pyar.tables import Real, RepeatedValues
 from pyar.training import TrainingError
 from pyar.training.parallel import LaunchError
 
@@ -72,14 +73,17 @@ def load_data(spec: dict[str, Any], *, data_dir: str | None, cache_dir: str | No
         return load_dataset(spec["data"], data_dir=data_dir, cache_dir=cache_dir, progress=progress, **choices)
 
 
-def load_table_data(spec: dict[str, Any], *, data_dir: str | None) -> TableData:
-    """The table of a specification {"data": path, "drop": names, "kinds": texts by name}."""
+def load_table_data(spec: dict[str, Any], *, data_dir: str | None, every: Real | None = None) -> TableData:
+    """The table of a specification {"data": path, "drop": names, "kinds": texts by name}.
+
+    `every`: what every column is, for models of real vectors.
+    """
     choices = {name: value for name, value in spec.items() if name != "data"}
     unknown = [name for name in choices if name not in ("drop", "kinds")]
     if unknown:
         raise UserError(f"--{unknown[0].replace('_', '-')} is for states; a table's columns are said by --kind")
     with notices():
-        return load_table(spec["data"], data_dir=data_dir, **choices)
+        return load_table(spec["data"], data_dir=data_dir, every=every, **choices)
 
 
 def table_of_run(arguments: argparse.Namespace, model: DensityModel, extra: dict[str, Any]) -> TableData:
@@ -88,7 +92,8 @@ def table_of_run(arguments: argparse.Namespace, model: DensityModel, extra: dict
     if not stored:
         raise UserError(f"{arguments.run} does not say what it was trained on")
     data_dir = getattr(arguments, "data_dir", None) or _stored_data_dir(Path(arguments.run))
-    data = load_table_data(stored, data_dir=data_dir)
+    every = kind_of_reals(model.config) if takes_reals(type(model)) else None
+    data = load_table_data(stored, data_dir=data_dir, every=every)
     if data.fingerprint() != extra.get("fingerprint"):
         raise UserError(f"{stored['data']} has changed since {arguments.run} was trained on it")
     with user_errors(ValueError):

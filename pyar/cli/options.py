@@ -8,9 +8,12 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from pyar.models import AutoregressiveModel
+from pyar.tables import Real
 
 # Arguments that the data answer; and those that are no options, since --order translates the one and features for
 # every example, which the other is the number of, come from Python alone.
@@ -50,6 +53,17 @@ def constructor_options(model: type) -> list[Option]:
 def takes_columns(model: type) -> bool:
     """Whether it is a model of a table: its constructor is told the columns."""
     return "columns" in inspect.signature(model).parameters
+
+
+def takes_reals(model: type) -> bool:
+    """Whether it is a model of real vectors: neither of states nor told what its columns are."""
+    return not issubclass(model, AutoregressiveModel) and not takes_columns(model)
+
+
+def kind_of_reals(arguments: Mapping[str, Any]) -> Real:
+    """What every column of a table is for a model of real vectors with these constructor's arguments."""
+    names = {"num_components": "components", "family": "family", "min_scale": "min_scale"}
+    return Real(**{own: arguments[name] for name, own in names.items() if name in arguments})
 
 
 def _kind(what: str, hint: Any) -> tuple[type, tuple[Any, ...] | None]:

@@ -241,10 +241,12 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _add_columns(parser: argparse.ArgumentParser) -> None:
-    """What is said of a table's columns, for models of tables."""
+def _add_columns(parser: argparse.ArgumentParser, kinds: bool) -> None:
+    """What is said of a table's columns, for models of tables, and of real vectors, whose columns are of one kind."""
     group = parser.add_argument_group("columns")
     group.add_argument("--drop", type=_names, metavar="NAME,…", help="columns that are left out")
+    if not kinds:
+        return
     group.add_argument(
         "--kind",
         type=_named_kind,
@@ -300,11 +302,12 @@ def _add_train(commands, model: str | None) -> None:
         help="stop after N evaluations without improvement; 0: never",
     )
     if model is not None:
-        from pyar.cli.options import add_model_options, takes_columns
+        from pyar.cli.options import add_model_options, takes_columns, takes_reals
 
         add_model_options(parser, model_class(model), {int: _integer, tuple: sizes})
-        if takes_columns(model_class(model)):
-            _add_columns(parser)
+        family = model_class(model)
+        if takes_columns(family) or takes_reals(family):
+            _add_columns(parser, kinds=takes_columns(family))
     group = parser.add_argument_group("optimiser (defaults by model and data set)")
     group.add_argument("--batch-size", type=_POSITIVE_COUNT, metavar="B", help="examples per step, over all processes")
     group.add_argument("--learning-rate", type=_POSITIVE, metavar="R", help="Adam's step size")
@@ -528,7 +531,7 @@ def _add_table_data(parser: argparse.ArgumentParser) -> None:
         "--data-dir", type=path, metavar="DIR", help="where to look for data first [the environment variable PYAR_DATA]"
     )
     parser.add_argument(
-        "--orders", type=_POSITIVE_COUNT, default=8, metavar="M", help="how many orders are mixed [%(default)s]"
+        "--orders", type=_POSITIVE_COUNT, metavar="M", help="how many orders are mixed, by a model of any order [8]"
     )
 
 

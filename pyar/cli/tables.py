@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import io
 import json
 import math
@@ -17,45 +18,51 @@ from torch import Tensor
 from pyar.checkpoint import load_with_extra
 from pyar.cli.common import UserError, note, notices, set_up, table_of_run, user_errors
 from pyar.cli.outputs import check_outputs
-from pyar.data import find_table
-from pyar.evaluation import order_log_probs, summarise
+from pyar.data import TableData, find_table
+from pyar.data.frames import check_no_holes, numbering_column, split_column
+from pyar.evaluation import in_own_units, log_probs, order_log_probs, summarise
 from pyar.files import atomic_write
+from pyar.models import AutoregressiveModel, DensityModel
 from pyar.models.table_nade import TableNADE
 from pyar.plots import decoration
 from pyar.table_plots import excess_surprise, save_surprise, save_table_samples
-from pyar.tables import Columns
+from pyar.tables import Columns, Kind
 from pyar.tables.kinds import Categorical, Integer, Real
 
 _TABLES = (".csv", ".parquet")
+_ORDERS = 8  # that are mixed where none are said
+_SCORED = 500  # rows at a time
 _TOLD = 5  # rows that `pyar score` names
 _PICTURED = 5000  # rows of data, and samples, in a picture
 
 
 def score(arguments: argparse.Namespace) -> int:
     """Writes log p of every row and the surprise of every cell, and tells the most surprising ones."""
+    import pandas as pd
+
     device = set_up(arguments)
     check_outputs([arguments.out] if arguments.out else [], _TABLES)
-    check_outputs([arguments.picture] if arguments.picture else [], (".png",))
-    model, extra = _table_model(arguments.run, device)
-    frame, x = _rows(arguments, model, extra)
-    each = order_log_probs(model, x, arguments.orders, progress=arguments.progress).double()
-    log_prob = torch.logsumexp(each, dim=1) - math.log(arguments.orders)
-    with torch.inference_mode():
-        parts = [model.surprise(part.to(device)).cpu() for part in x.split(500)]
-    surprise = torch.cat(parts) if parts else x
+    check_outputs([arguments.picture] if arguments.picture else [], (".png",), "--picture")
+    model, extra = load_with_extra(arguments.run, device)
+    columns = columns_of_run(model, extra, arguments.run)
+    frame, x = _rows(arguments, columns, extra)
+    log_prob, surprise = _scores(arguments, model, columns, x)
     if arguments.out is not None:
         scores = {"log_prob": log_prob.numpy()}
-        scores |= {f"surprise of {name}": surprise[:, d].double().numpy() for d, name in enumerate(model.columns)}
-        _write_frame(frame.assign(**scores), arguments.out)
+        scores |= {f"surprise of {name}": surprise[:, d].double().numpy() for d, name in enumerate(columns)}
+        taken = [name for name in scores if name in frame.columns]
+        if taken:
+            raise UserError(f"{arguments.data} has a column {taken[0]!r} already, which --out would hold: rename it")
+        _write_frame(pd.concat([frame, pd.DataFrame(scores, index=frame.index)], axis=1), arguments.out)
     if arguments.picture is not None and len(x):
         with decoration(arguments.picture):
-            save_surprise(surprise, log_prob, model.columns, arguments.picture)
+            save_surprise(surprise, log_prob, columns, arguments.picture)
     rows = torch.argsort(log_prob)[:_TOLD].tolist()
     excess = torch.from_numpy(excess_surprise(surprise.double().numpy())) if len(x) else surprise
     mean = log_prob.mean().item() if len(x) else None
     if arguments.json:
         told = [
-            {"row": row, "log_prob_nats": log_prob[row].item(), "cells": _cells(model, x, surprise, row)}
+            {"row": row, "log_prob_nats": log_prob[row].item(), "cells": _cells(columns, x, surprise, row)}
             for row in rows
         ]
         print(json.dumps({"run": arguments.run, "rows": len(x), "mean_log_prob_nats": mean, "least_probable": told}))
@@ -70,7 +77,7 @@ def score(arguments: argparse.Namespace) -> int:
     for row in rows:
         cells = [
             f"{cell['column']} = {cell['value']} ({cell['excess_surprise_nats']:+.1f})"
-            for cell in _cells(model, x, excess, row)
+            for cell in _cells(columns, x, excess, row)
         ]
         print(f"  row {row}  {log_prob[row].item():9.2f}   {', '.join(cells)}")
     for path in (arguments.out, arguments.picture):
@@ -85,9 +92,11 @@ def impute(arguments: argparse.Namespace) -> int:
 
     device = set_up(arguments)
     check_outputs([arguments.out], _TABLES)
-    model, extra = _table_model(arguments.run, device)
-    frame, x = _rows(arguments, model, extra)
-    density = TableDensity.of_model(model, orders=arguments.orders)
+    model, extra = load_with_extra(arguments.run, device)
+    if not isinstance(model, TableNADE):
+        raise UserError(f"{arguments.run} is a {model.name}, which fills no holes; train one with pyar train table")
+    frame, x = _rows(arguments, model.columns, extra)
+    density = TableDensity.of_model(model, orders=arguments.orders or _ORDERS)
     known = frame[list(model.columns)]
     number, best = arguments.num_samples, arguments.best_guess
     with user_errors(ValueError, RuntimeError):
@@ -96,7 +105,10 @@ def impute(arguments: argparse.Namespace) -> int:
     for j, table in enumerate(tables if isinstance(tables, list) else [tables]):
         path = Path(arguments.out)
         path = path if number == 1 else path.with_name(f"{path.stem}-{j}{path.suffix}")
-        _write_frame(_whole(frame.assign(**{name: table[name] for name in model.columns}), model.columns), str(path))
+        filled = frame.copy()
+        for name in model.columns:
+            filled[name] = table[name]
+        _write_frame(_whole(filled, model.columns), str(path))
         written.append(str(path))
     holes = int(x.isnan().sum())
     if arguments.json:
@@ -110,12 +122,17 @@ def impute(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def sample(arguments: argparse.Namespace, model: TableNADE, extra: dict[str, Any]) -> int:
+def sample(arguments: argparse.Namespace, model: DensityModel, extra: dict[str, Any]) -> int:
     """Draws rows into files and pictures."""
     outputs = arguments.out or ["samples.csv"]
     check_outputs(outputs, (*_TABLES, ".png"))
-    columns, number = model.columns, arguments.num_samples or 100
-    given = None if arguments.given is None else _given(arguments.given, columns)
+    columns, number = columns_of_run(model, extra, arguments.run), arguments.num_samples or 100
+    given, units = None if arguments.given is None else _given(arguments.given, columns), 0.0
+    if not isinstance(model, TableNADE):
+        units = columns.log_scales.sum().item()
+        if given is not None:
+            units = columns.log_scales[given.isnan()].sum().item()
+            given = _first_steps(model, given, columns)
     start = time.monotonic()
     parts, total = [], 0.0
     with user_errors(ValueError, RuntimeError):
@@ -128,7 +145,7 @@ def sample(arguments: argparse.Namespace, model: TableNADE, extra: dict[str, Any
                 given=given,
             )
             parts.append(x.cpu())
-            total += log_prob.double().sum().item()
+            total += (log_prob.double() - units).sum().item()
     x, seconds = torch.cat(parts), time.monotonic() - start
     for path in outputs:
         if not path.endswith(".png"):
@@ -156,13 +173,21 @@ def sample(arguments: argparse.Namespace, model: TableNADE, extra: dict[str, Any
     return 0
 
 
-def evaluate(arguments: argparse.Namespace, model: TableNADE, extra: dict[str, Any]) -> int:
+def evaluate(arguments: argparse.Namespace, model: DensityModel, extra: dict[str, Any]) -> int:
     """Prints the NLL of a split of what the run was trained on, under mixtures of more and more orders."""
     if arguments.data is not None:
         raise UserError(f"rows of another table are scored by pyar score {arguments.run} --data {arguments.data}")
     if arguments.out is not None:
         raise UserError(f"--out: scores of a table's rows are written by pyar score {arguments.run} --data … --out …")
     data, split = table_of_run(arguments, model, extra), arguments.split or "test"
+    if not isinstance(model, TableNADE):
+        if arguments.orders is not None:
+            raise UserError(f"--orders: {arguments.run} is a {model.name}, which has one order")
+        log_prob = log_probs(model, data.split(split), arguments.batch_size, progress=arguments.progress)
+        result = summarise(in_own_units(model, log_prob, data), data, split)
+        facts = {"model": model.name, "run": arguments.run, **result.to_json()}
+        print(json.dumps(facts) if arguments.json else result)
+        return 0
     numbers = arguments.orders or [1]
     each = order_log_probs(model, data.split(split), max(numbers), arguments.batch_size, progress=arguments.progress)
     curve = []
@@ -179,37 +204,81 @@ def evaluate(arguments: argparse.Namespace, model: TableNADE, extra: dict[str, A
     return 0
 
 
-def picture_samples(model: TableNADE, data: Tensor, number: int, seed: int, path: Path) -> None:
+def picture_samples(model: DensityModel, data: TableData, number: int, seed: int, path: Path) -> None:
     """The picture of a training run: the table beside samples."""
-    save_table_samples(data[:_PICTURED], model.sample(number, seed=seed).cpu(), model.columns, path)
+    save_table_samples(data.train[:_PICTURED], model.sample(number, seed=seed).cpu(), data.columns, path)
 
 
-def _table_model(run: str, device: torch.device) -> tuple[TableNADE, dict[str, Any]]:
-    model, extra = load_with_extra(run, device)
-    if not isinstance(model, TableNADE):
+def is_of_rows(model: DensityModel) -> bool:
+    """Whether it is a model of a table's rows, of mixed columns or of real vectors, and not of states."""
+    return not isinstance(model, AutoregressiveModel)
+
+
+def columns_of_run(model: DensityModel, extra: dict[str, Any], run: str = "the file") -> Columns:
+    """The model's columns; of a model of real vectors those that its training kept beside it."""
+    if isinstance(model, TableNADE):
+        return model.columns
+    if isinstance(model, AutoregressiveModel):
         raise UserError(f"{run} is a {model.name}, which is no model of a table; train one with pyar train table")
-    return model, extra
+    if "columns" not in extra:
+        raise UserError(f"{run} is a {model.name} that does not say what its columns are: pyar train keeps them")
+    with user_errors(ValueError, TypeError):
+        return Columns.from_json(extra["columns"])
 
 
-def _rows(arguments: argparse.Namespace, model: TableNADE, extra: dict[str, Any]) -> tuple[Any, Tensor]:
+def _scores(arguments: argparse.Namespace, model: DensityModel, columns: Columns, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Every row's log-density, float64 [N], and every cell's surprise [N, D], in nats and the columns' own units.
+
+    A model of real vectors has one order: a cell's surprise there is that given the cells before it.
+    """
+    device, number = next(model.parameters()).device, arguments.orders or _ORDERS
+    if isinstance(model, TableNADE):
+        each = order_log_probs(model, x, number, progress=arguments.progress).double()
+        with torch.inference_mode():
+            parts = [model.surprise(part.to(device)).cpu() for part in x.split(_SCORED)]
+        return torch.logsumexp(each, dim=1) - math.log(number), torch.cat(parts) if parts else x
+    if arguments.orders is not None:
+        raise UserError(f"--orders: {arguments.run} is a {model.name}, which has one order")
+    check_no_holes(x, columns, arguments.data)
+    with torch.inference_mode():
+        parts = [-model.conditional_log_prob(part.to(device)).cpu() for part in x.split(_SCORED)]
+    surprise = (torch.cat(parts) if parts else x) + columns.log_scales
+    return -surprise.double().sum(dim=1), surprise
+
+
+def _first_steps(model: DensityModel, given: Tensor, columns: Columns) -> Tensor:
+    """Of one encoded row [D] with NaN elsewhere, what a model of one order is given, [G]: its first columns alone."""
+    order = torch.arange(model.dim) if model.order is None else model.order.cpu()
+    there = ~given[order].isnan()
+    number = int(there.sum())
+    if not there[:number].all():
+        first = ", ".join(repr(columns.names[d]) for d in order[:number].tolist())
+        raise UserError(
+            f"--given: a {model.name} has one order and takes values of its first columns alone, here {first}; "
+            "pyar train table takes those of any"
+        )
+    return given[order[:number]]
+
+
+def _rows(arguments: argparse.Namespace, columns: Columns, extra: dict[str, Any]) -> tuple[Any, Tensor]:
     """The table --data names, whole, and its rows encoded. Columns that training left out may be there."""
     with notices(), user_errors(ValueError, TypeError):
         frame = find_table(arguments.data, data_dir=arguments.data_dir)
-        left_out = (extra.get("data_spec") or {}).get("drop", [])
-        names = [name for name in frame.columns if name in model.columns or name not in left_out]
+        left_out = [*(extra.get("data_spec") or {}).get("drop", []), split_column(frame), numbering_column(frame)]
+        names = [name for name in frame.columns if name in columns or name not in left_out]
         try:
-            return frame, model.columns.encode(frame[names])
+            return frame, columns.encode(frame[names])
         except (ValueError, TypeError) as error:
             raise UserError(f"{arguments.data}: {error}") from error
 
 
-def _cells(model: TableNADE, x: Tensor, excess: Tensor, row: int) -> list[dict[str, Any]]:
+def _cells(columns: Columns, x: Tensor, excess: Tensor, row: int) -> list[dict[str, Any]]:
     """The three most surprising cells of a row, each beside the median cell of its column."""
-    shown = model.columns.decode(x[row : row + 1])
+    shown = columns.decode(x[row : row + 1])
     order = torch.argsort(excess[row].nan_to_num(-math.inf), descending=True)[:3].tolist()
     return [
         {
-            "column": model.columns.names[d],
+            "column": columns.names[d],
             "value": _plain(shown.iloc[0, d]),
             "excess_surprise_nats": excess[row, d].item(),
         }
@@ -224,28 +293,38 @@ def _plain(value: Any) -> Any:
 
 
 def _given(text: str, columns: Columns) -> Tensor:
-    """The values of --given "age=40,sex=female" as one encoded row [D], NaN elsewhere."""
+    """The values of --given "age=40,sex=female" as one encoded row [D], NaN elsewhere; quotes as in csv."""
     import pandas as pd
 
     values: dict[Any, Any] = {}
-    for part in text.split(","):
-        title, equals, value = part.partition("=")
+    for part in next(csv.reader([text], skipinitialspace=True)):
+        title, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals:
             raise UserError(f'--given should be like "age=40,sex=female", but {part!r} has no "="')
-        named = [name for name in columns if str(name) == title.strip()]
+        named = [name for name in columns if str(name) == title]
         with user_errors(ValueError):
-            columns.index(named[0] if named else title.strip())
-        kind, value = columns[named[0]], value.strip()
-        if isinstance(kind, Categorical):
-            same = [level for level in kind.levels if str(level) == value]
-            values[named[0]] = [same[0] if same else value]
-            continue
-        try:
-            values[named[0]] = [float(value)]
-        except ValueError:
-            raise UserError(f"--given: the column {title.strip()!r} holds numbers, {value!r} is none") from None
+            columns.index(named[0] if named else title)
+        if named[0] in values:
+            raise UserError(f"--given: the column {title!r} stands twice")
+        values[named[0]] = [_given_value(title, value, columns[named[0]])]
     with user_errors(ValueError, TypeError):
         return columns.encode(pd.DataFrame(values), subset=True)[0]
+
+
+def _given_value(title: str, text: str, kind: Kind) -> Any:
+    """A number, or the category that is written so."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not isinstance(kind, Categorical):
+        if math.isnan(number):
+            raise UserError(f"--given: the column {title!r} holds numbers, {text!r} is none")
+        return number
+    written = {str(level): level for level in kind.levels}
+    truths = {str(level).lower(): level for level in kind.levels if isinstance(level, bool)}
+    numbers = {level: level for level in kind.levels if not isinstance(level, str)}
+    return written.get(text, truths.get(text.lower(), numbers.get(number, text)))
 
 
 def _whole(frame: Any, columns: Columns) -> Any:

@@ -26,11 +26,11 @@ from pyar.cli.common import (
     set_up,
     user_errors,
 )
-from pyar.cli.options import DATA_FACTS, flag_of, said_options, takes_columns
+from pyar.cli.options import DATA_FACTS, flag_of, kind_of_reals, said_options, takes_columns, takes_reals
 from pyar.data import DATASET_NAMES, Dataset, TableData
 from pyar.evaluation import evaluate
 from pyar.files import write_text
-from pyar.models import AutoregressiveModel, DensityModel, model_class, model_names
+from pyar.models import DensityModel, model_class, model_names
 from pyar.plots import decoration, save_sheet
 from pyar.recipes import Size
 from pyar.sampling import labels_in_turn
@@ -76,12 +76,7 @@ def _new_settings(arguments: argparse.Namespace, dataset: Dataset | TableData | 
             f"say which model to train, such as `pyar train nade`; there are {', '.join(model_names())}{swallowed}"
         )
     table = takes_columns(model_class(arguments.model))
-    if not table and not issubclass(model_class(arguments.model), AutoregressiveModel):
-        raise UserError(
-            f"{arguments.model} is a model of real vectors, which is trained in Python; for tables there is "
-            "`pyar train table-nade --data FILE`"
-        )
-    if table and arguments.data is None:
+    if (table or takes_reals(model_class(arguments.model))) and arguments.data is None:
         raise UserError(f"say which table to train on: pyar train {arguments.model} --data FILE.csv")
     spec = {"data": _lasting_name(arguments.data or "digits"), **data_choices(arguments), **_said_of_columns(arguments)}
     if "labels" in spec and not _takes_labels(arguments.model):
@@ -236,7 +231,7 @@ def _train(
             folder,
             group=group,
             progress=progress,
-            extra={"data_spec": settings["data_spec"], "training": config.to_json()},
+            extra={"data_spec": settings["data_spec"], "training": config.to_json(), **_columns(model, dataset)},
         )
     if arguments.resume is not None and (folder / STATE_FILE).exists():
         trainer.resume()
@@ -265,6 +260,13 @@ def _train(
     if not group.is_main:
         return 0
     return _report(arguments, trainer, model, dataset, result.to_json(), folder)
+
+
+def _columns(model: DensityModel, dataset: Dataset | TableData) -> dict[str, Any]:
+    """What a model of real vectors does not know itself, and is kept beside it: the columns' names and units."""
+    if isinstance(dataset, TableData) and takes_reals(type(model)):
+        return {"columns": dataset.columns.to_json()}
+    return {}
 
 
 def _report(
@@ -297,7 +299,7 @@ def _report(
         with decoration(folder / SHEET_FILE):
             if isinstance(dataset, TableData):
                 number = max(arguments.samples, min(1000, len(dataset.train)))
-                tables.picture_samples(model, dataset.train, number, config.seed, folder / SHEET_FILE)
+                tables.picture_samples(model, dataset, number, config.seed, folder / SHEET_FILE)
             else:
                 labels, told = None, {}
                 if dataset.num_classes is not None:
@@ -325,8 +327,14 @@ def _load_in_turn(
     if not group.is_main:
         group.broadcast_text("")
     try:
-        if takes_columns(model_class(settings["model"])):
+        model = model_class(settings["model"])
+        if takes_columns(model):
             return load_table_data(settings["data_spec"], data_dir=settings["data_dir"])
+        if takes_reals(model):
+            defaults = {name: parameter.default for name, parameter in inspect.signature(model).parameters.items()}
+            with user_errors(ValueError, TypeError):
+                every = kind_of_reals(defaults | settings["model_options"])
+            return load_table_data(settings["data_spec"], data_dir=settings["data_dir"], every=every)
         return load_data(
             settings["data_spec"], data_dir=settings["data_dir"], cache_dir=arguments.cache_dir, progress=progress
         )

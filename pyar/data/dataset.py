@@ -160,7 +160,8 @@ def bernoulli(intensities: Uint8, seed: int | tuple[int, ...]) -> Uint8:
 def split_sizes(size: int) -> tuple[int, int, int]:
     """Sizes of train/valid/test for one array of `size` rows: 80 % / 10 % / 10 %."""
     if size < 10:
-        raise DataError(f"{size} examples are too few to split into train, valid and test; 10 are the least")
+        examples = "1 example is" if size == 1 else f"{size} examples are"
+        raise DataError(f"{examples} too few to split into train, valid and test; 10 are the least")
     tenth = size // 10
     return size - 2 * tenth, tenth, tenth
 

@@ -27,7 +27,7 @@ from pyar.data.labels import labels_for_model, with_classes
 from pyar.data.source import Source
 from pyar.data.states import Choice, check_numbers, to_states
 from pyar.data.tables import is_table
-from pyar.tables import KindOrName
+from pyar.tables import KindOrName, Real
 
 DATASET_NAMES = ("digits", "mnist", "fashion-mnist", "binarized-mnist")
 
@@ -127,16 +127,18 @@ def load_table(
     data_dir: str | os.PathLike[str] | None = None,
     kinds: Mapping[str, KindOrName] | None = None,
     drop: Sequence[str] = (),
+    every: Real | None = None,
 ) -> TableData:
-    """The table at that path, split 80/10/10 in a fixed random order, its numbers standardised with the train split.
+    """The table at that path in three splits, its numbers standardised with the train split.
 
-    `name`: .csv, .tsv (also compressed), .parquet, or .npz with an array [N] for each column; also in `data_dir`, else
-    PYAR_DATA. `kinds`: what columns are that shall not be decided, see `Columns.from_frame`. `drop`: columns to leave
-    out.
+    `name`: .csv, .tsv (also compressed), .parquet, .npz with an array [N] for each column, or .npz or .npy with one of
+    all; also in `data_dir`, else PYAR_DATA. A column "split" that holds train, valid and test tells the splits, without
+    which rows are split 80/10/10 in a fixed random order. `kinds`: what columns are that shall not be decided, see
+    `Columns.from_frame`. `drop`: columns to leave out. `every`: what every column is, for models of real vectors.
 
     Raises `DataError` for what cannot be read exactly, naming the column.
     """
-    return split_table(_find_path(name, _roots(data_dir)), kinds=kinds, drop=drop)
+    return split_table(_find_path(name, _roots(data_dir)), kinds=kinds, drop=drop, every=every)
 
 
 def find_table(name: str | os.PathLike[str], *, data_dir: str | os.PathLike[str] | None = None) -> Any:

@@ -29,7 +29,7 @@ TEXT_SUFFIXES = (".csv", ".tsv")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 _LABEL_COLUMNS = {"label", "labels", "y", "target", "targets", "class", "classes"}
 _NUMBER_COLUMNS = {"", "id", "index", "idx", "row", "rowid", "row_id", "sample_id", "unnamed: 0", "__index_level_0__"}
-_SPLIT_COLUMNS = {"split", "subset", "partition", "set", "fold"}
+SPLIT_COLUMNS = {"split", "subset", "partition", "set", "fold"}
 
 
 def is_table(path: Path) -> bool:
@@ -68,7 +68,7 @@ def read_table(path: Path, dim: int | None = None, wanted_labels: bool | str = F
             for i, name in enumerate(lower)
             if names[i] == column or (name in _LABEL_COLUMNS and not (name == "y" and "x" in lower))
         ]
-        split_at = [i for i, name in enumerate(lower) if name in _SPLIT_COLUMNS and i not in label_at]
+        split_at = [i for i, name in enumerate(lower) if name in SPLIT_COLUMNS and i not in label_at]
         number_at = [
             i
             for i, name in enumerate(lower)
@@ -103,7 +103,11 @@ def read_table(path: Path, dim: int | None = None, wanted_labels: bool | str = F
 
 def read_any_table(path: Path) -> pd.DataFrame:
     """All columns of a table as they are, whatever they hold; without names they are called 0, 1, …."""
-    return _read_parquet(path) if path.suffix.lower() in PARQUET_SUFFIXES else _read_text(path)[0]
+    if path.suffix.lower() not in PARQUET_SUFFIXES:
+        return _read_text(path)[0]
+    frame = _read_parquet(path)
+    # Columns that pandas had made an index are columns all the same.
+    return frame.reset_index() if any(name is not None for name in frame.index.names) else frame
 
 
 def _numbers_rows(column: pd.Series, name: str) -> bool:
@@ -214,31 +218,45 @@ def _read_text(path: Path) -> tuple[pd.DataFrame, bool]:
 
 def _parse(path: Path, encoding: str) -> tuple[pd.DataFrame, bool]:
     """The table, and whether the file names its columns."""
-    import pandas as pd
-
     with _opened(path) as binary, io.TextIOWrapper(binary, encoding=encoding, newline="") as text:
         layout = _layout(text, path)
         text.seek(0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # "this leads to a loss of data"
-            frame = pd.read_csv(
-                text,
-                sep=layout.separator,
-                header=None,
-                names=list(range(len(layout.names))),
-                skiprows=layout.skip,
-                decimal="," if layout.separator == ";" else ".",
-                comment=layout.comment,
-                na_values=["?"],
-                index_col=False,
-                low_memory=False,  # one type a column
-                skipinitialspace=True,
-            )
+        frame = _parsed(text, layout, "," if layout.separator == ";" else ".")
+        # Beside semicolons a comma is decimal, unless more columns are numbers without that.
+        if layout.separator == ";" and _numeric(frame) < frame.shape[1]:
+            text.seek(0)
+            pointed = _parsed(text, layout, ".")
+            frame = pointed if _numeric(pointed) > _numeric(frame) else frame
     names = layout.names
     if not names[-1] and len(names) > 1 and frame.iloc[:, -1].isna().all():  # a separator ends every line
         frame, names = frame.iloc[:, :-1], names[:-1]
     frame.columns = names
     return frame, layout.named
+
+
+def _parsed(text: io.TextIOWrapper, layout: _Layout, decimal: str) -> pd.DataFrame:
+    import pandas as pd
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # "this leads to a loss of data"
+        return pd.read_csv(
+            text,
+            sep=layout.separator,
+            header=None,
+            names=list(range(len(layout.names))),
+            skiprows=layout.skip,
+            decimal=decimal,
+            comment=layout.comment,
+            na_values=["?"],
+            index_col=False,
+            low_memory=False,  # one type a column
+            skipinitialspace=True,
+        )
+
+
+def _numeric(frame: pd.DataFrame) -> int:
+    """How many columns hold numbers."""
+    return frame.select_dtypes("number").shape[1]
 
 
 def _layout(text: io.TextIOWrapper, path: Path) -> _Layout:
@@ -296,7 +314,7 @@ def _is_header(path: Path, first: list[str], second: list[str] | None) -> bool:
         name and not _is_number(name) and _is_number(value) for name, value in zip(first, second, strict=False)
     )
     texts = {name.strip().lower() for name in first if not _is_number(name)}
-    if text_over_number and not (consecutive and texts <= _LABEL_COLUMNS | _NUMBER_COLUMNS | _SPLIT_COLUMNS):
+    if text_over_number and not (consecutive and texts <= _LABEL_COLUMNS | _NUMBER_COLUMNS | SPLIT_COLUMNS):
         raise DataError(
             f"{path}: the first line mixes text and numbers ({listed(first)}), so that it is no row and no names; "
             "name every column in it, or mend that row"

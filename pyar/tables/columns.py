@@ -280,7 +280,8 @@ def _values(column: Column, kind: Kind, name: Name) -> NDArray[np.float64]:
             assert column.numbers is not None
             numbers = column.numbers
             levels, codes = np.unique(numbers, return_inverse=True)
-            present = tuple(levels.tolist())
+            # NaN, the last of them if there, has no level and so the place after all of them.
+            present = tuple(int(level) if level.is_integer() else level for level in levels.tolist() if level == level)
         else:
             codes, present = column.codes, column.levels
         unknown = [level for level in present if level == level and level not in known]

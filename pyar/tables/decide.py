@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 import warnings
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyar.tables.frames import Column, Name
+from pyar.tables.frames import Column, Name, names_of, read_column
 from pyar.tables.kinds import Binary, Categorical, Integer, Kind, Real
 
 _INTEGER_RANGE = 1024  # up to so many whole numbers make an Integer
 _REPEATS = 0.05  # from this part on of values that stood before, a column is not taken for a measurement of all digits
 _CELLS = 2**22  # a grid of more is as good as the line in float32
 _MOST_LEVELS = 1000
+_DATE = re.compile(r"\d{4}-\d\d?-\d\d?|\d\d?[./-]\d\d?[./-]\d{2,4}|\d\d?:\d\d")
 
 
 class RepeatedValues(UserWarning):
@@ -29,7 +31,7 @@ def decide(column: Column, name: Name) -> tuple[Kind, str]:
     """
     if column.codes is not None and column.numbers is not None:  # all missing
         raise ValueError(
-            f"column {name!r} has no value in any row: leave it out, or say what it is with kinds={{{name!r}: …}}"
+            f"column {name!r} has no value in any row: leave it out (--drop), or say what it is (kinds, --kind)"
         )
     if column.numbers is None:
         assert column.codes is not None
@@ -83,6 +85,25 @@ def parse_kind(text: str, name: Name) -> Kind | type[Categorical]:
     )
 
 
+def warn_of_repeats(frame: Any, *, stacklevel: int) -> None:
+    """Warns of the columns of numbers whose values repeat, where every one is to have a density."""
+    shares = {name: 1.0 - len(np.unique(values)) / len(values) for name, values in _numbers_of(frame)}
+    names = [name for name, share in shares.items() if share >= _REPEATS]
+    if names:
+        shown = ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        warnings.warn(
+            f"values of {shown} repeat, so that no density of them is finite in truth: what is reported depends on "
+            "min_scale; a table-nade takes such columns for whole numbers and values with a resolution",
+            RepeatedValues,
+            stacklevel=stacklevel + 1,
+        )
+
+
+def _numbers_of(frame: Any) -> list[tuple[Name, NDArray[np.float64]]]:
+    columns = [(name, read_column(frame, name).numbers) for name in names_of(frame)]
+    return [(name, numbers) for name, numbers in columns if numbers is not None]
+
+
 def _decide_categories(column: Column, name: Name, most: int | None = _MOST_LEVELS) -> tuple[Kind, str]:
     if column.is_bool:
         return Binary(), "truth values"
@@ -94,15 +115,17 @@ def _decide_categories(column: Column, name: Name, most: int | None = _MOST_LEVE
             number = next(level for level in column.levels if not isinstance(level, str))
             raise ValueError(
                 f"column {name!r} mixes texts and numbers ({text!r} and {number!r}, for example): mend its values, or "
-                f"say what it is with kinds={{{name!r}: …}}"
+                "leave it out (--drop)"
             )
         levels, reason = tuple(sorted(column.levels)), f"texts, {len(column.levels)} different ones"
     assert column.codes is not None
     seen, present = int((column.codes >= 0).sum()), len(column.levels)
     if most is not None and (len(levels) > most or (present > 20 and present > seen / 2)):
+        what = "dates and times as texts: turn them into numbers (such as days since a date), or leave it"
+        if not all(_DATE.match(str(level)) for level in column.levels[:20]):
+            what = f"{present:,} different texts in {seen:,} rows, as names and identifiers have: leave it"
         raise ValueError(
-            f"column {name!r} has {present:,} different texts in {seen:,} rows, as names and identifiers have: leave "
-            f"it out, or say what it is with kinds={{{name!r}: Categorical(…)}}"
+            f"column {name!r} has {what} out (--drop), or say that it is categories (kinds, --kind {name}=categorical)"
         )
     return (Binary(levels) if len(levels) == 2 else Categorical(levels)), reason
 

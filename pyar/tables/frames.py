@@ -86,6 +86,8 @@ def read_column(frame: Any, name: Name) -> Column:
     if dtype == nw.Boolean:
         return _factorised(series, title)._replace(is_bool=True)
     if dtype.is_numeric():
+        if dtype.is_integer():
+            _check_exact(series.min(), series.max(), title)
         return Column(numbers=_floats(series), is_integer=dtype.is_integer())
     if isinstance(dtype, nw.Categorical | nw.Enum):
         categories = tuple(series.cat.get_categories().to_list())
@@ -94,12 +96,23 @@ def read_column(frame: Any, name: Name) -> Column:
         column = _factorised(series, title)
         kinds = {type(level) for level in column.levels}
         if kinds <= {int, float}:  # objects that might have been numbers
+            whole = [level for level in column.levels if isinstance(level, int)]
+            _check_exact(min(whole, default=0), max(whole, default=0), title)
             return Column(numbers=np.array([*column.levels, np.nan], dtype=np.float64)[column.codes])
         return column._replace(is_bool=kinds == {bool})
     raise TypeError(
         f"{title} is of the type {dtype}, which is neither numbers nor texts; turn it into numbers (such as days since "
         "a date), or leave it out"
     )
+
+
+def _check_exact(low: int, high: int, title: str) -> None:
+    """Raises ValueError for whole numbers that a float64 does not tell from their neighbours."""
+    if max(-low, high) > 2**53:
+        raise ValueError(
+            f"{title} holds {high if high > 2**53 else low}: whole numbers beyond 2**53, as identifiers are, cannot be "
+            "told apart; leave it out, take the difference from one of them, or make them texts"
+        )
 
 
 def _floats(series: Any) -> NDArray[np.float64]:
@@ -226,16 +239,30 @@ def frame_like(frame: Any, new: Any, where: NDArray[np.bool_], names: Sequence[N
         filled[name][:] = [b if hole else a for a, b, hole in zip(values, drawn, where[:, d], strict=True)]
     if not filled:
         return frame
-    like = take_columns(frame, list(filled))
-    parts = make_frame(filled, like=like)
+    # A column without any value says nothing of its type, and one of some categories not of all.
+    own_type = [name for name, values in filled.items() if _can_hold(own[:, known.index(name)], values)]
+    parts = [
+        make_frame({name: filled[name] for name in part}, like=take_columns(source, part))
+        for part, source in ((own_type, frame), ([name for name in filled if name not in own_type], new))
+        if part
+    ]
     if hasattr(frame, "assign"):  # pandas, with the rows' labels
         return _assigned(frame, parts)
-    columns = nw.from_native(parts, eager_only=True)
-    return own.with_columns(*[columns[str(name)] for name in filled]).to_native()
+    columns = [series for part in parts for series in nw.from_native(part, eager_only=True).iter_columns()]
+    return own.with_columns(*columns).to_native()
 
 
-def _assigned(frame: Any, parts: Any) -> Any:
+def _can_hold(series: Any, values: NDArray) -> bool:
+    """Whether a column's type takes these values, as far as it says one."""
+    nw = narwhals()
+    if isinstance(series.dtype, nw.Categorical | nw.Enum):
+        return set(values.tolist()) <= {*series.cat.get_categories().to_list(), None}
+    return series.null_count() < len(series)
+
+
+def _assigned(frame: Any, parts: Sequence[Any]) -> Any:
     result = frame.copy()
-    for name in parts.columns:
-        result[name] = parts[name].to_numpy() if isinstance(parts.dtypes[name], np.dtype) else parts[name].array
+    for part in parts:
+        for name in part.columns:
+            result[name] = part[name].to_numpy() if isinstance(part.dtypes[name], np.dtype) else part[name].array
     return result

@@ -302,7 +302,7 @@ def location_and_scale(values: NDArray[np.float64]) -> tuple[float, float]:
         return 0.0, 1.0
     shares = values / unit
     mean, deviation = float(shares.mean()) * unit, float(shares.std()) * unit
-    return (mean, deviation) if deviation > 1e-9 * unit else (mean, 1.0)
+    return (mean, deviation) if deviation > 1e-14 * unit else (mean, 1.0)  # less is what rounding leaves of none
 
 
 def _set_numbers(column: Integer | Real, location: float, scale: float) -> None:
