@@ -17,6 +17,7 @@ density.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 import time
 import warnings
@@ -263,8 +264,11 @@ def main(arguments: list[str] | None = None) -> str:
             table, lambda n: GaussianMixture(int(n), reg_covar=1e-5, random_state=0), components
         ),
         "KernelDensity": standardised(table, lambda h: KernelDensity(bandwidth=h, rtol=1e-2), bandwidths),
-        "Bayesian network": bayesian_networks(table, [8, 16, 32]),
     }
+    if importlib.util.find_spec("pgmpy") is None:
+        print("without Bayesian networks, which need pgmpy: pip install pgmpy")
+    else:
+        contenders["Bayesian network"] = bayesian_networks(table, [8, 16, 32])
     for name, settings in contenders.items():
         started = time.monotonic()
         title, score = best(name, settings, train, valid)

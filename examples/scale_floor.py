@@ -51,9 +51,8 @@ def split(values: NDArray, fold: NDArray, tested: int, floor: float) -> TableDat
 def log_likelihoods(data: TableData, floor: float, steps: int, seed: int) -> dict[str, float]:
     """Mean log-density of standardised train and test rows under an RNADE that learnt the first of them."""
     torch.manual_seed(seed)
-    model = pyar.RNADE(data.dim, hidden_size=100, activation="sigmoid", min_scale=floor).initialize_from_marginals(
-        data.train
-    )
+    model = pyar.RNADE(data.dim, hidden_size=100, activation="sigmoid", min_scale=floor)
+    model.initialize_from_marginals(data.train)
     settings = TrainingConfig(
         batch_size=50, learning_rate=3e-3, weight_decay=0.3, epochs=None, max_steps=steps, eval_every=4, clip_norm=5.0,
         ema=0.99, seed=seed,

@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from pyar.data import DataNotice, load_table
 from pyar.reference import nade as reference
 
 ROOT = Path(__file__).parent.parent
@@ -24,11 +28,15 @@ def one_thread(restore_threads: None) -> None:
 
 
 def load(name: str) -> ModuleType:
+    sys.path.insert(0, str(EXAMPLES))  # as running a script does: one may import another
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     # dataclasses look their module up here
     importlib.sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(EXAMPLES))
     return module
 
 
@@ -118,6 +126,78 @@ def test_ising_finds_the_free_energy(beta, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "variational" in printed
     assert "effective sample size" in printed
+
+
+def test_categories_of_bits(tmp_path, capsys):
+    example = load("categories_of_bits")
+    generator = np.random.default_rng(0)
+    codes = np.stack([generator.integers(0, 3, 60), generator.integers(0, 2, 60), generator.integers(0, 5, 60)], axis=1)
+    groups = [slice(0, 3), slice(3, 5), slice(5, 9)]  # the last has none of its four bits set in a fifth of the rows
+    bits = example.to_bits(codes, groups)
+    assert bits.sum(axis=1).tolist() == [3 - (row[2] == 4) for row in codes]
+    assert example.find_groups(bits) == groups
+    np.testing.assert_array_equal(example.to_categories(bits, groups), codes)
+    with pytest.raises(ValueError, match="not one-hot"):
+        example.to_categories(bits, [slice(0, 4), slice(4, 9)])
+
+    np.savez(tmp_path / "bits.npz", train=bits[:30], valid=bits[30:40], test=bits[40:])
+    example.main([str(tmp_path / "bits.npz"), str(tmp_path / "table.npz")])
+    assert "60 rows of 3 columns, a bijection" in capsys.readouterr().out
+    with pytest.warns(DataNotice, match="says which split"):
+        data = load_table(tmp_path / "table.npz")
+    assert [len(data.split(split)) for split in ("train", "valid", "test")] == [30, 10, 20]
+    assert list(data.columns["bits 5-8"].levels) == ["bit 5", "bit 6", "bit 7", "bit 8", "none"]
+    assert data.columns.decode(data.test)["bits 0-2"].tolist() == [f"bit {code}" for code in codes[40:, 0]]
+
+
+def test_scale_floor(tmp_path, capsys):
+    values = np.random.default_rng(0).normal(size=(90, 3)).round(1)
+    np.savez(tmp_path / "a.npz", data=values, fold=np.arange(90) % 3)
+    text = load("scale_floor").main(
+        [str(tmp_path / "a.npz"), "--floors", "0.02,0.5", "--folds", "2", "--steps", "60",
+         "--table", str(tmp_path / "a.md"), "--picture", str(tmp_path / "a.png")]
+    )  # fmt: skip
+    assert text == (tmp_path / "a.md").read_text()
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    held_out = [float(cell.split()[0]) for cell in text.splitlines()[2].split("|")[2:4]]
+    assert -7 < held_out[0] < -2
+    assert "fold 1, floor 0.5" in capsys.readouterr().out
+
+
+def test_compare_tables_has_fair_contenders():
+    """On columns whose states can be counted every contender's probabilities come to one, but for its tails."""
+    example = load("compare_tables")
+    generator = np.random.default_rng(0)
+    a = generator.integers(0, 3, 400)
+    frame = pd.DataFrame({"a": np.array(["x", "y", "z"])[a], "n": a + generator.integers(0, 4, 400)})
+    table = example.Table(frame)
+    x = table.numbers(frame)
+    everything = np.stack(np.meshgrid(np.arange(3.0), np.arange(-3.0, 12.0), indexing="ij"), axis=-1).reshape(-1, 2)
+    (_, fit), *_ = example.standardised(table, lambda n: example.GaussianMixture(int(n), random_state=0), [3])
+    assert 0.85 < np.exp(fit(x)(everything)).sum() < 1.02  # some of it lies beyond the categories
+    pytest.importorskip("pgmpy")
+    seen = everything[(everything[:, 1] >= 0) & (everything[:, 1] <= 6)]
+    for _, fit in example.bayesian_networks(table, [3]):
+        assert np.exp(fit(x)(seen)).sum() == pytest.approx(1, abs=0.02)
+
+
+def test_compare_tables(tmp_path, capsys):
+    example = load("compare_tables")
+    frame = example.load("law", 200)
+    table = example.Table(frame)
+    x = table.numbers(frame)
+    np.testing.assert_array_equal(table.from_onehot(table.onehot(x)), x)
+    mixed, wrong = example.planted(frame, 0)
+    changed = (table.numbers(mixed) != x).sum(axis=1)
+    assert (changed[~wrong] == 0).all()
+    assert (changed[wrong] <= 3).all()
+    assert changed[wrong].mean() > 1.5
+    text = example.main(["--rows", "200", "--steps", "30", "--out", str(tmp_path / "a.md")])
+    assert text == (tmp_path / "a.md").read_text()
+    rows = {line.split("|")[1].strip().split(" (")[0]: line.split("|")[2:-1] for line in text.splitlines()[2:]}
+    assert -20 < float(rows["**TableDensity**"][0].split()[0]) < -7
+    assert 0.4 < float(rows["IsolationForest"][-1]) < 1
+    assert 0.3 < float(rows["IterativeImputer"][1]) < 1.5
 
 
 def test_known_law(capsys):
