@@ -157,6 +157,7 @@ def test_what_does_not_fit_is_one_line(folder: Path, capsys) -> None:
         (["evaluate", trained, "--data", table], "pyar score"),
         (["complete", trained], "pyar impute"),
         (["train", "table"], "say which table"),
+        (["train", "table", "--data", "digits"], "digits is a data set of states; a table is a file"),
         (["train", "rnade"], "say which table"),
         (["train", "rnade", "--data", table], "column 'sex' should hold numbers, but holds texts"),
         (["train", "rnade", "--data", table, "--drop", "sex,id"], "missing values, the first in row"),
@@ -243,6 +244,14 @@ def test_a_column_that_numbers_the_rows_is_left_out(folder: Path, tmp_path: Path
     assert (pd.read_csv(tmp_path / "b.csv").iloc[:, 0] == np.arange(60)).all()  # but comes out as it was
     people(60).assign(id=np.arange(60)[::-1]).rename(columns={"id": ""}).to_csv(tmp_path / "c.csv", index=False)
     assert "" in load_table(tmp_path / "c.csv").columns  # numbers, but not the rows'
+
+
+def test_a_table_of_single_values_is_certain(tmp_path: Path, capsys) -> None:
+    pd.DataFrame({"a": [1] * 20, "b": ["x"] * 20}).to_csv(tmp_path / "a.csv", index=False)
+    code, out, err = run(capsys, "train", "table", "--data", tmp_path / "a.csv", "--out", tmp_path / "run", "--json",
+                         "--max-steps", 4, "--samples", 0)  # fmt: skip
+    assert code == 0, err
+    assert json.loads(out)["test"]["nll_nats"] == 0
 
 
 def test_columns_that_are_pandas_index_are_columns(tmp_path: Path) -> None:

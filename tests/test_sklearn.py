@@ -127,7 +127,7 @@ def test_imputation_keeps_what_is_there_and_draws_the_rest(fitted: TableDensity)
 def test_imputation_where_a_columns_type_says_too_little(fitted: TableDensity) -> None:
     """Categories that new rows do not have are drawn all the same, and a column without a value has no type."""
     frame = visits(60, seed=1)
-    some = frame.assign(group=pd.Categorical(frame["group"].where(frame["group"] == "c"), categories=["c"]))
+    some = frame.assign(group=frame["group"].where(frame["group"] == "c").cat.set_categories(["c"]))
     filled = fitted.impute(some, random_state=0)
     assert set(filled["group"]) == {"a", "b", "c"}
     assert (filled["group"][frame["group"] == "c"] == "c").all()

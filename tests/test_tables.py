@@ -116,6 +116,14 @@ def test_dates_as_texts_are_told() -> None:
             Columns.from_frame(pd.DataFrame({"day": texts}))
 
 
+def test_texts_among_numbers_are_told() -> None:
+    texts = [f"{k * 0.37:.2f}" if k % 5 else "-" for k in range(60)]
+    with pytest.raises(ValueError, match="column 'a' has numbers, but also texts such as '-': leave empty"):
+        Columns.from_frame(pd.DataFrame({"a": texts}))
+    with pytest.raises(ValueError, match=r"60 different texts in 60 rows \('\$0', '\$1', …\)"):
+        Columns.from_frame(pd.DataFrame({"a": [f"${k}" for k in range(60)]}))
+
+
 def test_repeats_without_a_grid_are_told() -> None:
     spiked = np.where(np.arange(100) % 2 == 0, np.pi, np.random.default_rng(0).normal(size=100))
     with pytest.warns(RepeatedValues, match=r"'v' has 51 different values in 100 rows .* Real\(resolution"):
@@ -238,7 +246,7 @@ def test_what_nothing_can_be_decided_from_is_refused_by_name() -> None:
         (numbers(1.0, math.inf), ValueError, "'v': inf in row 1 is infinite"),
         (numbers("a", 1, "b"), ValueError, "'v' mixes texts and numbers"),
         (numbers([1], [2]), TypeError, "'v'"),
-        (numbers(*map(str, range(50))), ValueError, "50 different texts in 50 rows, as names"),
+        (numbers(*map(str, range(50))), ValueError, "column 'v' has numbers that are written as texts"),
         (dates, TypeError, "Datetime"),
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), ValueError, "one name: 'a'"),
     ]

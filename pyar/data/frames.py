@@ -246,7 +246,7 @@ def split_table(
         raise DataError(f"{path}: {error}") from error
     if every is not None:
         check_no_holes(x, columns, str(path))
-        warn_of_repeats(frame, stacklevel=2)
+        warn_of_repeats(frame, str(path), stacklevel=2)
     return TableData(path.name, columns, **{split: x[rows[split]] for split in SPLITS})
 
 

@@ -138,12 +138,18 @@ def load_table(
 
     Raises `DataError` for what cannot be read exactly, naming the column.
     """
-    return split_table(_find_path(name, _roots(data_dir)), kinds=kinds, drop=drop, every=every)
+    return split_table(_table_path(name, data_dir), kinds=kinds, drop=drop, every=every)
 
 
 def find_table(name: str | os.PathLike[str], *, data_dir: str | os.PathLike[str] | None = None) -> Any:
     """The whole table at that path as a pandas frame; `name` and errors as `load_table`."""
-    return read_frame(_find_path(name, _roots(data_dir)))
+    return read_frame(_table_path(name, data_dir))
+
+
+def _table_path(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None) -> Path:
+    if name in DATASET_NAMES and not Path(name).exists():
+        raise DataError(f"{name} is a data set of states; a table is a file, such as people.csv")
+    return _find_path(name, _roots(data_dir))
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,8 @@ class Layout:
             part = outputs[:, group.outputs].unflatten(1, (len(group.columns), -1)) if group.form.num_outputs else None
             values = x[:, group.columns]
             if part is None:
-                log_prob = torch.zeros_like(values)
+                # Of single categories; no outputs are in the sum, but a table of nothing else can be trained.
+                log_prob = torch.zeros_like(values) + outputs[:, :0].sum()
             elif isinstance(group.form, Categories):
                 log_prob = log_probability(part, values)
             else:

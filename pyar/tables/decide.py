@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -85,15 +86,15 @@ def parse_kind(text: str, name: Name) -> Kind | type[Categorical]:
     )
 
 
-def warn_of_repeats(frame: Any, *, stacklevel: int) -> None:
+def warn_of_repeats(frame: Any, title: str, *, stacklevel: int) -> None:
     """Warns of the columns of numbers whose values repeat, where every one is to have a density."""
     shares = {name: 1.0 - len(np.unique(values)) / len(values) for name, values in _numbers_of(frame)}
     names = [name for name, share in shares.items() if share >= _REPEATS]
     if names:
         shown = ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         warnings.warn(
-            f"values of {shown} repeat, so that no density of them is finite in truth: what is reported depends on "
-            "min_scale; a table-nade takes such columns for whole numbers and values with a resolution",
+            f"{title}: values of {shown} repeat, so that no density of them is finite in truth: what is reported depends "
+            "on min_scale; a table-nade takes such columns for whole numbers and values with a resolution",
             RepeatedValues,
             stacklevel=stacklevel + 1,
         )
@@ -121,13 +122,33 @@ def _decide_categories(column: Column, name: Name, most: int | None = _MOST_LEVE
     assert column.codes is not None
     seen, present = int((column.codes >= 0).sum()), len(column.levels)
     if most is not None and (len(levels) > most or (present > 20 and present > seen / 2)):
-        what = "dates and times as texts: turn them into numbers (such as days since a date), or leave it"
-        if not all(_DATE.match(str(level)) for level in column.levels[:20]):
-            what = f"{present:,} different texts in {seen:,} rows, as names and identifiers have: leave it"
         raise ValueError(
-            f"column {name!r} has {what} out (--drop), or say that it is categories (kinds, --kind {name}=categorical)"
+            f"column {name!r} has {_many_texts(column.levels, seen)} out (--drop), or say that it is categories "
+            f"(kinds, --kind {name}=categorical)"
         )
     return (Binary(levels) if len(levels) == 2 else Categorical(levels)), reason
+
+
+def _many_texts(levels: Sequence[Any], seen: int) -> str:
+    """What texts that hardly repeat may be."""
+    texts = [str(level) for level in levels]
+    if all(_DATE.match(text) for text in texts[:20]):
+        return "dates and times as texts: turn them into numbers (such as days since a date), or leave it"
+    others = [text for text in texts if not _is_number(text)]
+    if not others:
+        return "numbers that are written as texts: turn them into numbers, or leave it"
+    if len(others) < len(texts) / 2:
+        return f"numbers, but also texts such as {others[0]!r}: leave empty what is not known, mend it, or leave it"
+    shown = ", ".join(repr(text[:20]) for text in texts[:2])
+    return f"{len(texts):,} different texts in {seen:,} rows ({shown}, …), as names and identifiers have: leave it"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _decide_numbers(values: NDArray[np.float64], name: Name) -> tuple[Kind, str]:
