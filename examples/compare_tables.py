@@ -95,12 +95,14 @@ class Table:
         return np.concatenate(parts, axis=1)
 
     def from_onehot(self, bits: NDArray) -> NDArray[np.float64]:
-        """The inverse of `onehot`, with the likeliest category."""
+        """The inverse of `onehot`: the likeliest category, and the nearest value on a column's grid."""
         starts = np.cumsum([0, *(K or 1 for K in self.categories)])
-        return np.stack(
+        x = np.stack(
             [bits[:, s : s + K].argmax(1) if K else bits[:, s] for s, K in zip(starts, self.categories, strict=False)],
-            1,
+            axis=1,
         )
+        grid = np.where(self.widths > 0, self.widths, 1.0)
+        return np.where(self.widths > 0, grid * np.round(x / grid), x)
 
 
 # --- Densities: each yields what its settings are called, and what fits it to rows and returns its score ---
@@ -293,7 +295,7 @@ def main(arguments: list[str] | None = None) -> str:
     part = max(figures, key=figures.get)
     forest = IsolationForest(n_estimators=300, max_samples=part, random_state=0).fit(table.onehot(known))
     auroc = roc_auc_score(wrong, -forest.score_samples(table.onehot(mixed)))
-    tell(f"IsolationForest (samples {part:g})", started, None, None, auroc)
+    tell(f"IsolationForest ({'all' if part == 1.0 else part} rows a tree)", started, None, None, auroc)
 
     title = ["", "log-likelihood a row", "error of numbers (sd)", "error of categories", "AUROC of planted anomalies"]
     lines = [title, ["---"] * len(title), *rows]

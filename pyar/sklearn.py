@@ -381,7 +381,7 @@ class TableDensity(DensityMixin, BaseEstimator):
             others[d] = False
             for rows in x[:, d].isnan().nonzero().squeeze(1).split(max(1, _ROWS // number)):
                 outputs = self.model_.conditionals(drawn[rows].flatten(0, 1).to(self._device()), others)[name]
-                outputs = outputs.double().cpu().view(len(rows), number, -1)
+                outputs = outputs.double().cpu().view(len(rows), number, outputs.shape[1])
                 filled[rows, d] = _centre(kind, self.columns_.conditionals[d], outputs).float()
         return filled
 

@@ -186,7 +186,7 @@ def test_compare_tables(tmp_path, capsys):
     frame = example.load("law", 200)
     table = example.Table(frame)
     x = table.numbers(frame)
-    np.testing.assert_array_equal(table.from_onehot(table.onehot(x)), x)
+    np.testing.assert_allclose(table.from_onehot(table.onehot(x) + 0.2), x + 0.2 * (table.widths == 0))
     mixed, wrong = example.planted(frame, 0)
     changed = (table.numbers(mixed) != x).sum(axis=1)
     assert (changed[~wrong] == 0).all()

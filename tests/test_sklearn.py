@@ -124,6 +124,22 @@ def test_imputation_keeps_what_is_there_and_draws_the_rest(fitted: TableDensity)
     pd.testing.assert_frame_equal(fitted.impute(frame), frame)
 
 
+def test_best_guesses_are_centres_of_whole_conditionals(fitted: TableDensity) -> None:
+    """Where one value is missing nothing is drawn: the guess is what the conditional says, whatever the seed."""
+    frame = visits(200, seed=4)
+    for name in frame:
+        others = [other for other in frame if other != name]
+        told = fitted.conditional(frame, given=others)
+        guess = fitted.impute(frame.assign(**{name: frame[name].mask(frame[name].notna())}), best_guess=True)[name]
+        if name == "value":
+            np.testing.assert_allclose(guess, told["value"], rtol=1e-4, atol=1e-5)
+        elif name == "count":  # the median is never farther from the mean than a standard deviation
+            assert (np.abs(guess.to_numpy() - told["count"].to_numpy()) < 1.2).all()
+            assert (guess == guess.round()).all()
+        else:
+            assert list(guess) == [column.removeprefix("group=") for column in told.idxmax(axis=1)]
+
+
 def test_imputation_where_a_columns_type_says_too_little(fitted: TableDensity) -> None:
     """Categories that new rows do not have are drawn all the same, and a column without a value has no type."""
     frame = visits(60, seed=1)

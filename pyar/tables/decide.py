@@ -93,8 +93,8 @@ def warn_of_repeats(frame: Any, title: str, *, stacklevel: int) -> None:
     if names:
         shown = ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         warnings.warn(
-            f"{title}: values of {shown} repeat, so that no density of them is finite in truth: what is reported depends "
-            "on min_scale; a table-nade takes such columns for whole numbers and values with a resolution",
+            f"{title}: values of {shown} repeat, so that no density of them is finite in truth: what is reported "
+            "depends on min_scale; a table-nade takes such columns for whole numbers and values with a resolution",
             RepeatedValues,
             stacklevel=stacklevel + 1,
         )
