@@ -11,6 +11,9 @@ from torch import Tensor
 from pyar.ops.transforms import is_wrapped
 from pyar.scalars import plain_integer, plain_number
 
+# Torch shares larger work than this among its threads, and on a busy machine would wait for each of them.
+_MOST_ALONE = 32767
+
 
 def check_parameters(expected: Sequence[tuple[str, Tensor, Sequence[int]]]) -> None:
     """Whether parameters are float32 tensors of the expected shapes on one device.
@@ -108,13 +111,11 @@ def check_states(name: str, x: Tensor, num_dims: int, num_states: int, device: t
 
 
 def _checked_values(name: str, x: Tensor, num_states: int) -> Tensor:
-    # Torch shares larger work than this among its threads, and on a busy machine would wait for each of them.
-    most = 32767
     states = (
         x if x.dtype == torch.uint8 else torch.empty_like(x, dtype=torch.uint8, memory_format=torch.contiguous_format)
     )
     bounds = []
-    for part, target in zip(x.flatten().split(most), states.flatten().split(most), strict=True):
+    for part, target in zip(x.flatten().split(_MOST_ALONE), states.flatten().split(_MOST_ALONE), strict=True):
         if part.numel() > 0:
             bounds += [int(bound) for bound in torch.aminmax(part)]
         if states is not x:
@@ -143,9 +144,13 @@ def check_values(name: str, x: Tensor, num_dims: int, device: torch.device, *, h
     if x.device != device:
         raise ValueError(f"{name} is on {x.device}, the parameters on {device}: they must be on the same")
     if has_values(x):
-        wrong = x.isinf() if holes else ~x.isfinite()
-        if bool(wrong.any()):
-            row, column = wrong.nonzero()[0].tolist()
+        whole = x.contiguous().flatten()
+        for start in range(0, len(whole), _MOST_ALONE):
+            part = whole[start : start + _MOST_ALONE]
+            wrong = part.isinf() if holes else ~part.isfinite()
+            if not bool(wrong.any()):
+                continue
+            row, column = divmod(start + int(wrong.nonzero()[0]), num_dims)
             allowed = "finite numbers or NaN" if holes else "finite numbers"
             raise ValueError(f"{name} must hold {allowed}, got {x[row, column].item()} at [{row}, {column}]")
     return x
