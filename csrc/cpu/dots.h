@@ -9,7 +9,7 @@
 namespace pyar::cpu::PYAR_LEVEL {
 
 // out[r·out_stride] = Σ_j rows[r·stride + j] x[j] for r < kRows, j < n. With kPrefetch, memory is asked for the row
-// that lies `ahead` floats behind each.
+// that lies `ahead` floats behind each, for the second-level cache.
 //   x     [n]
 //   rows  [kRows, n]
 //   out   [kRows]
@@ -26,7 +26,7 @@ PYAR_INLINE void dot_rows(const float* x, const float* rows, int64_t stride, int
       for (int r = 0; r < kRows; ++r) {
         const float* row = rows + r * stride + j;
         sum[r][p] = fused_multiply_add(load(row + p * kWidth), v, sum[r][p]);
-        if (kPrefetch && p == 0) __builtin_prefetch(row + ahead, 0, 3);
+        if (kPrefetch && p == 0) __builtin_prefetch(row + ahead, 0, 2);
       }
     }
   }
@@ -45,9 +45,10 @@ PYAR_INLINE void dot_rows(const float* x, const float* rows, int64_t stride, int
   for (int r = 0; r < kRows; ++r) out[r * out_stride] = sum_of_lanes(sum[r]);
 }
 
-// Rows at a time: as many sums as the registers hold, and enough to hide a sum's latency.
+// Rows at a time: as many sums as the registers hold, and enough to hide a sum's latency. Five where a sum has two
+// parts: ten rows are twice five.
 constexpr int kMostDotRows = 12 / kParts;
-constexpr int kDotRows = 8 / kParts;
+constexpr int kDotRows = kParts == 2 ? 5 : 8 / kParts;
 
 // out[r·out_stride] = Σ_j rows[r·stride + j] x[j] for r < count, j < n.
 //   x     [n]

@@ -123,10 +123,16 @@ template <int kRows, int kVectors>
 PYAR_INLINE void accumulate_tile(const float* const* x, int64_t j, const float* const* g, int64_t r, int64_t g_stride,
                                  int64_t count, int64_t n, float* out, int64_t out_stride, bool overwrite) {
   constexpr int64_t kAhead = 8;  // the x lie anywhere in memory
+  constexpr int64_t kColumns = kVectors * kWidth;
   Vector sum[kRows][kVectors] = {};
+  // The sums take long enough for the next columns of the rows, which are written in turn, to come from memory.
+  if (kRows > 1 && j + kColumns < n)
+    for (int q = 0; q < kRows; ++q)
+      for (int64_t v = 0; v < kColumns; v += kPadding)
+        __builtin_prefetch(out + (r + q) * out_stride + j + kColumns + v, 1, 3);
   for (int64_t i = 0; i < count; ++i) {
     if (kRows > 1 && i + kAhead < count)
-      for (int v = 0; v < kVectors * kWidth; v += kPadding) __builtin_prefetch(x[i + kAhead] + j + v, 0, 3);
+      for (int64_t v = 0; v < kColumns; v += kPadding) __builtin_prefetch(x[i + kAhead] + j + v, 0, 3);
     Vector value[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) value[v] = load(x[i] + j + v * kWidth);

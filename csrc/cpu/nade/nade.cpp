@@ -358,10 +358,13 @@ void backward(Crew& crew, Model& model, const uint8_t* x, int64_t B, const Upstr
   const int64_t most = (B + parts - 1) / parts;  // samples of the largest sub-batch
   const int64_t H = row_stride(m.H);
   const bool in_units = m.rows != nullptr;
-  // Blocks of √D dimensions: as many checkpoints of the activation as rows to replay between two of them. Units, whose
-  // rows should stay in the cache, take half as many, and whole strips.
+  // Blocks of √D dimensions: as many checkpoints of the activation as rows to replay between two of them. Fewer where
+  // nothing else is done once a block, so that its rows are found in the cache again: half of it for units, in whole
+  // strips, and two fifths for many states.
   const double root = std::sqrt(static_cast<double>(m.D));
-  const int64_t block = in_units ? (static_cast<int64_t>(std::ceil(root / 2)) + 3) / 4 * 4 : std::ceil(root);
+  const int64_t block = in_units            ? (static_cast<int64_t>(std::ceil(root / 2)) + 3) / 4 * 4
+                        : m.num_layers == 0 ? static_cast<int64_t>(std::ceil(0.4 * root))
+                                            : static_cast<int64_t>(std::ceil(root));
   const int64_t blocks = (m.D + block - 1) / block;
   q.model = m;
   q.block = block;
@@ -436,7 +439,8 @@ void backward(Crew& crew, Model& model, const uint8_t* x, int64_t B, const Upstr
           });
         continue;
       }
-      in_parallel(crew, kUnits, 2 * q.n * dims * m.P * m.H / kUnits, kUnitsAPiece,
+      // A thread alone takes all units at once: a piece packs its output rows anew.
+      in_parallel(crew, kUnits, 2 * q.n * dims * m.P * m.H / kUnits, crew.size() == 1 ? kUnits : kUnitsAPiece,
                   [&](int64_t begin, int64_t end, int64_t seat) {
                     PYAR_FOR_THIS_CPU(nade_backward_samples)(q, d0, begin, end, seats + seat * seat_floats);
                   });

@@ -11,13 +11,16 @@ namespace pyar::cpu::PYAR_LEVEL {
 // Several vectors times several rows: every load serves several multiply-adds, so that these set the pace.
 constexpr int kBlockVectors = kWidth == 16 ? 4 : 2;  // as many sums as the registers hold
 constexpr int kBlockRows = 5;
+// Steps a turn of the loop over columns: where the lanes have parts, its turns are so few that its end costs.
+constexpr int kBlockSteps = kParts == 1 ? 1 : 2;
 
 // out[r·out_stride + i] = Σ_j rows[r·stride + j] x[i][j] for r < kRows, i < kBlockVectors, j < n.
 //   x     [kBlockVectors][n]
 //   rows  [kRows, n]
 //   out   [kRows, kBlockVectors]
+// kWhole: n is a multiple of kLanes, as of packed rows. Without code for the rest the compiler orders the steps better.
 // Not inlined: within a larger function the compiler keeps some of the sums in memory.
-template <int kRows>
+template <int kRows, bool kWhole>
 __attribute__((noinline)) void dot_block(const float* const* x, const float* rows, int64_t stride, int64_t n,
                                          float* out, int64_t out_stride) {
   constexpr int kSums = kRows * kBlockVectors;
@@ -25,23 +28,28 @@ __attribute__((noinline)) void dot_block(const float* const* x, const float* row
 #pragma GCC unroll 8
   for (int i = 0; i < kBlockVectors; ++i) from[i] = x[i];
   // A part of the lanes after the other: their sums would not fit in the registers together.
-  Vector part[kParts][kSums];
-#pragma GCC unroll 1
-  for (int p = 0; p < kParts; ++p) {
-    Vector sum[kSums] = {};
-    int64_t j = p * kWidth;
-    for (; j + kWidth <= n; j += kLanes) {
+  Vector part[kParts][kSums], sum[kSums];
+  const auto sweep = [&](int64_t j) __attribute__((always_inline)) {
+#pragma GCC unroll 20
+    for (int s = 0; s < kSums; ++s) sum[s] = Vector{};
+    const auto step = [&](int64_t at) __attribute__((always_inline)) {
       Vector v[kBlockVectors];
 #pragma GCC unroll 8
-      for (int i = 0; i < kBlockVectors; ++i) v[i] = load(from[i] + j);
+      for (int i = 0; i < kBlockVectors; ++i) v[i] = load(from[i] + at);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        const Vector weight = in_register(load(rows + r * stride + j));
+        const Vector weight = in_register(load(rows + r * stride + at));
 #pragma GCC unroll 8
         for (int i = 0; i < kBlockVectors; ++i)
           sum[r * kBlockVectors + i] = fused_multiply_add(weight, v[i], sum[r * kBlockVectors + i]);
       }
+    };
+    for (; j + (kBlockSteps - 1) * kLanes + kWidth <= n; j += kBlockSteps * kLanes) {
+#pragma GCC unroll 8
+      for (int s = 0; s < kBlockSteps; ++s) step(j + s * kLanes);
     }
+    for (; kBlockSteps > 1 && j + kWidth <= n; j += kLanes) step(j);
+    if constexpr (kWhole) return;
     if (j < n) {
       const int rest = static_cast<int>(n - j);
       Vector v[kBlockVectors];
@@ -55,6 +63,10 @@ __attribute__((noinline)) void dot_block(const float* const* x, const float* row
           sum[r * kBlockVectors + i] = fused_multiply_add(weight, v[i], sum[r * kBlockVectors + i]);
       }
     }
+  };
+#pragma GCC unroll 4
+  for (int p = 0; p < kParts; ++p) {
+    sweep(p * kWidth);
 #pragma GCC unroll 20
     for (int s = 0; s < kSums; ++s) part[p][s] = sum[s];
   }
@@ -88,27 +100,28 @@ PYAR_INLINE int64_t rows_at_once(int64_t stride) {
 inline void dots_of_many(const float* const* x, int64_t vectors, const float* rows, int64_t stride, int64_t count,
                          int64_t n, float* out, int64_t out_stride) {
   const int64_t most = rows_at_once(stride);
+  const auto block = n % kLanes == 0 ? dot_block<kBlockRows, true> : dot_block<kBlockRows, false>;
   for (int64_t r0 = 0; r0 < count; r0 += most) {
     const int64_t r1 = r0 + most < count ? r0 + most : count;
     int64_t i = 0;
     for (; i + kBlockVectors <= vectors; i += kBlockVectors) {
       int64_t r = r0;
       for (; r + kBlockRows <= r1; r += kBlockRows)
-        dot_block<kBlockRows>(x + i, rows + r * stride, stride, n, out + r * out_stride + i, out_stride);
+        block(x + i, rows + r * stride, stride, n, out + r * out_stride + i, out_stride);
       const float* rest = rows + r * stride;
       float* target = out + r * out_stride + i;
       switch (r1 - r) {
         case 1:
-          dot_block<1>(x + i, rest, stride, n, target, out_stride);
+          dot_block<1, false>(x + i, rest, stride, n, target, out_stride);
           break;
         case 2:
-          dot_block<2>(x + i, rest, stride, n, target, out_stride);
+          dot_block<2, false>(x + i, rest, stride, n, target, out_stride);
           break;
         case 3:
-          dot_block<3>(x + i, rest, stride, n, target, out_stride);
+          dot_block<3, false>(x + i, rest, stride, n, target, out_stride);
           break;
         case 4:
-          dot_block<4>(x + i, rest, stride, n, target, out_stride);
+          dot_block<4, false>(x + i, rest, stride, n, target, out_stride);
           break;
         default:
           break;
