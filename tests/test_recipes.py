@@ -46,7 +46,10 @@ def test_the_logs_are_those_of_the_recipes():
         assert lines[0]["data"] == recipe.data
         stored = lines[0]["training"]
         assert {name: stored[name] for name in recipe.training} == recipe.training
-        assert lines[-1]["best_valid_nll"] == pytest.approx(recipe.reached.valid_nll, abs=0.005)
+        # A run of a model of any order is judged by an estimate of the mean over orders, its recipe by the base order.
+        assert lines[-1]["best_valid_nll"] == pytest.approx(
+            recipe.reached.valid_nll, abs=0.005 if recipe.orders == 1 else 0.1
+        )
     logs = {str(path.relative_to(ROOT)) for path in (ROOT / "docs" / "runs").glob("*.jsonl")}
     assert logs <= {recipe.log for recipe in recipes().values()}
 
