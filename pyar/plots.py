@@ -199,7 +199,7 @@ def _order_curve(mixtures: dict[int, float], single_orders: Sequence[float], tit
         label="mixture of the first M",
     )
     for number, nll in mixtures.items():
-        axes.annotate(f"{nll:.2f}", (number, nll), (-3, -12), textcoords="offset points", ha="right", fontsize=8)
+        axes.annotate(f"{nll:.2f}", (number, nll), (4, 4), textcoords="offset points", fontsize=8)
     axes.set_xscale("log", base=2)
     ticks = sorted(mixtures)
     axes.set_xticks(ticks, [str(number) for number in ticks])
