@@ -126,6 +126,16 @@ def test_includes_run_one_way(path: Path) -> None:
         assert not [name for name in system if name.startswith("pybind11/")]
 
 
+def test_types_of_headers_have_names_of_their_own() -> None:
+    """Linked types of one name and namespace share functions, whichever of their sizes those were made for."""
+    places: dict[str, set[str]] = {}
+    for path in sorted((SOURCES / "cpu").rglob("*.h")):
+        for name in re.findall(r"^(?:struct|class|enum class) (\w+)", path.read_text(), re.MULTILINE):
+            places.setdefault(name, set()).add(str(path.relative_to(SOURCES)))
+    assert len(places) > 30
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
 def test_import_is_light() -> None:
     """What only data, plots or the command line need is not loaded with the models."""
     program = (

@@ -33,7 +33,7 @@ struct DeepNadeRules {
   }
 
   template <class Visit>
-  static PYAR_INLINE void for_chunks(const Model&, const Tile&, int64_t rows, const Visit& visit) {
+  static PYAR_INLINE void for_chunks(const Model&, const WalkTile&, int64_t rows, const Visit& visit) {
     int32_t list[kWidth];
     for (int64_t row = 0; row < rows; row += kWidth) {
       const int64_t count = rows - row < kWidth ? rows - row : kWidth;
@@ -43,14 +43,16 @@ struct DeepNadeRules {
   }
 
   // t.outputs, of the first `count` lanes.
-  static PYAR_INLINE void outputs(const Model& m, const Tile& t, const float* h, const int32_t* list, int64_t count) {
+  static PYAR_INLINE void outputs(const Model& m, const WalkTile& t, const float* h, const int32_t* list,
+                                  int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t first = t.dims[list[i]] * m.P;
       output_lane(m, t, i, m.V + first * m.F, m.b + first, m.P, h + list[i] * t.stride);
     }
   }
 
-  static void evaluate(const DeepNadeForward& q, const Tile& t, const float* h, const int32_t* list, int64_t count) {
+  static void evaluate(const DeepNadeForward& q, const WalkTile& t, const float* h, const int32_t* list,
+                       int64_t count) {
     const Model& m = q.model;
     outputs(m, t, h, list, count);
     int32_t states[kWidth] = {};
@@ -68,7 +70,7 @@ struct DeepNadeRules {
     for (int64_t i = 0; i < count; ++i) q.terms[t.walks[list[i]] * m.D + t.dims[list[i]]] = terms[i];
   }
 
-  static bool draw(const DeepNadeSample& q, const Tile& t, const float* h, const int32_t* list, int64_t count) {
+  static bool draw(const DeepNadeSample& q, const WalkTile& t, const float* h, const int32_t* list, int64_t count) {
     const Model& m = q.model;
     outputs(m, t, h, list, count);
     cool(t, m.P, q.temperature);
@@ -93,13 +95,13 @@ struct DeepNadeRules {
 
 }  // namespace
 
-int64_t deep_nade_forward_scratch(const DeepNadeParameters& model) { return Tile(model, 1, nullptr).size; }
+int64_t deep_nade_forward_scratch(const DeepNadeParameters& model) { return WalkTile(model, 1, nullptr).size; }
 
 void deep_nade_forward(const DeepNadeForward& q, int64_t begin_step, int64_t end_step, float* scratch) {
   forward_walks<DeepNadeRules>(q, begin_step, end_step, scratch);
 }
 
-int64_t deep_nade_sample_scratch(const DeepNadeParameters& model) { return Tile(model, kTileWalks, nullptr).size; }
+int64_t deep_nade_sample_scratch(const DeepNadeParameters& model) { return WalkTile(model, kTileWalks, nullptr).size; }
 
 bool deep_nade_sample(const DeepNadeSample& q, int64_t begin, int64_t end, float* scratch) {
   return sample_walks<DeepNadeRules>(q, begin, end, scratch);

@@ -48,7 +48,7 @@ class DenseLayers {
  private:
   void pack(Crew& crew) {
     const auto pack = PYAR_FOR_THIS_CPU(dense_pack);
-    for (DenseLayer& layer : layers_) {
+    for (HiddenLayer& layer : layers_) {
       packed_.push_back(std::make_unique<WorkSpace>(PYAR_FOR_THIS_CPU(dense_packed_floats)(layer.inputs, layer.units)));
       float* const packed = packed_.back()->data();
       const int64_t panels = PYAR_FOR_THIS_CPU(dense_panels)(layer.units);
@@ -62,7 +62,7 @@ class DenseLayers {
     }
   }
 
-  std::vector<DenseLayer> layers_;
+  std::vector<HiddenLayer> layers_;
   std::vector<std::unique_ptr<WorkSpace>> packed_;
 };
 

@@ -40,7 +40,7 @@ inline int64_t row_stride(const Network& m) {
 constexpr double kMostListed = 0.9;
 
 // Work space of a tile.
-struct Tile {
+struct WalkTile {
   int64_t stride;   // of rows
   float* units;     // [2][kTileWalks, stride], the units of a layer and of the next
   int32_t* lists;   // [kTileWalks, stride]
@@ -54,7 +54,7 @@ struct Tile {
   int64_t size;     // floats
 
   //   rows  of sums
-  Tile(const Network& m, int64_t rows, float* base) : stride(row_stride(m)) {
+  WalkTile(const Network& m, int64_t rows, float* base) : stride(row_stride(m)) {
     int64_t used = 0;
     const auto floats = [&](int64_t count) {
       const int64_t at = used;
@@ -223,7 +223,8 @@ PYAR_INLINE void for_groups(int64_t count, const Visit& visit) {
 //   kAlike  neighbouring rows have about the same active units: a list serves a group of them
 //   in      [rows, inputs]; out  [rows, whole panels]
 template <bool kAlike>
-void forward_layer(const DenseLayer& layer, Activation f, const Tile& t, int64_t rows, const float* in, float* out) {
+void forward_layer(const HiddenLayer& layer, Activation f, const WalkTile& t, int64_t rows, const float* in,
+                   float* out) {
   bool listed = f == Activation::relu && layer.finite;
   if (listed) {
     int64_t groups = 0, total = 0;
@@ -272,7 +273,7 @@ void forward_layer(const DenseLayer& layer, Activation f, const Tile& t, int64_t
 
 // The units of the last layer from those of the first, t.units: returns where they are, [rows, F].
 template <bool kAlike>
-const float* forward_layers(const Network& m, const Tile& t, int64_t rows) {
+const float* forward_layers(const Network& m, const WalkTile& t, int64_t rows) {
   float *in = t.units, *out = t.units + kTileWalks * t.stride;
   for (int64_t l = 0; l < m.num_layers; ++l) {
     forward_layer<kAlike>(m.layers[l], m.activation, t, rows, in, out);
@@ -285,15 +286,15 @@ const float* forward_layers(const Network& m, const Tile& t, int64_t rows) {
 
 // t.outputs[k, lane] = b_k + V_k h for k < P.
 //   V [P, F] · b [P] · h [F]
-PYAR_INLINE void output_lane(const Network& m, const Tile& t, int64_t lane, const float* V, const float* b, int64_t P,
-                             const float* h) {
+PYAR_INLINE void output_lane(const Network& m, const WalkTile& t, int64_t lane, const float* V, const float* b,
+                             int64_t P, const float* h) {
   float* out = t.outputs + lane;
   dots(h, V, m.F, P, m.F, out, kWidth);
   for (int64_t k = 0; k < P; ++k) out[k * kWidth] += b[k];
 }
 
 // Divides P outputs of all lanes by the temperature.
-PYAR_INLINE void cool(const Tile& t, int64_t P, float temperature) {
+PYAR_INLINE void cool(const WalkTile& t, int64_t P, float temperature) {
   if (temperature == 1.0f) return;
   for (int64_t i = 0; i < P * kWidth; i += kWidth) store(t.outputs + i, load(t.outputs + i) / broadcast(temperature));
 }

@@ -7,7 +7,7 @@ int64_t dense_panels(int64_t units) { return num_panels(units); }
 
 int64_t dense_packed_floats(int64_t inputs, int64_t units) { return num_panels(units) * (1 + inputs) * kPanel; }
 
-bool dense_pack(const DenseLayer& layer, int64_t begin, int64_t end, float* packed) {
+bool dense_pack(const HiddenLayer& layer, int64_t begin, int64_t end, float* packed) {
   constexpr int64_t kLine = 16;  // floats of a row that come from memory together
   IntVector wild = {};
   for (int64_t p = begin; p < end; ++p) {

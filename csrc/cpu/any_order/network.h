@@ -15,7 +15,7 @@ namespace pyar::cpu {
 constexpr int64_t kTileWalks = 48;
 
 // h ← f(weight h + bias).
-struct DenseLayer {
+struct HiddenLayer {
   const float* weight;  // [units, inputs]
   const float* bias;    // [units]
   int64_t inputs, units;
@@ -24,9 +24,9 @@ struct DenseLayer {
 };
 
 struct Network {
-  const float* U;            // [D, H]
-  const float* c;            // [H]
-  const DenseLayer* layers;  // the second layer and those behind it
+  const float* U;             // [D, H]
+  const float* c;             // [H]
+  const HiddenLayer* layers;  // the second layer and those behind it
   int64_t num_layers;
   int64_t D, P, H, F;
   Activation activation;
@@ -66,7 +66,7 @@ struct SampleQuery {
   int64_t dense_panels(int64_t units);                                            \
   int64_t dense_packed_floats(int64_t inputs, int64_t units);                     \
   /* Packs panels begin … end−1; returns whether the weights there are finite. */ \
-  bool dense_pack(const DenseLayer&, int64_t begin, int64_t end, float* packed);
+  bool dense_pack(const HiddenLayer&, int64_t begin, int64_t end, float* packed);
 
 namespace baseline {
 PYAR_LAYERS_KERNELS

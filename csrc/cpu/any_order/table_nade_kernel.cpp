@@ -66,7 +66,7 @@ struct TableNadeRules {
 
   // Rows whose columns have one form, kWidth at most.
   template <class Visit>
-  static PYAR_INLINE void for_chunks(const Model& m, const Tile& t, int64_t rows, const Visit& visit) {
+  static PYAR_INLINE void for_chunks(const Model& m, const WalkTile& t, int64_t rows, const Visit& visit) {
     int32_t list[kTileWalks];
     const auto form = [&](int32_t row) { return m.columns[t.dims[row]].form; };
     for (int32_t row = 0; row < rows; ++row) {
@@ -83,7 +83,8 @@ struct TableNadeRules {
   }
 
   // t.outputs of the first `count` lanes.
-  static PYAR_INLINE void outputs(const Model& m, const Tile& t, const float* h, const int32_t* list, int64_t count) {
+  static PYAR_INLINE void outputs(const Model& m, const WalkTile& t, const float* h, const int32_t* list,
+                                  int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
       const TableColumn& column = m.columns[t.dims[list[i]]];
       output_lane(m, t, i, m.V + column.outputs * m.F, m.b + column.outputs, column.P, h + list[i] * t.stride);
@@ -92,7 +93,7 @@ struct TableNadeRules {
 
   // log p(x) from t.outputs, which are overwritten. Lanes from `count` on mean nothing.
   template <Family kFamily>
-  static Vector mixture(const Model& m, const Tile& t, const int32_t* list, int64_t count, Vector x) {
+  static Vector mixture(const Model& m, const WalkTile& t, const int32_t* list, int64_t count, Vector x) {
     float floor[kWidth], step[kWidth], low[kWidth], high[kWidth];
     for (int64_t i = 0; i < kWidth; ++i) {
       const TableColumn& column = m.columns[t.dims[list[i < count ? i : 0]]];
@@ -107,7 +108,7 @@ struct TableNadeRules {
     return mixture_log_probability<kFamily>(t.outputs, kWidth, C, x, load(floor), {load(step), load(low), load(high)});
   }
 
-  static Vector log_probabilities(const Model& m, const Tile& t, const int32_t* list, int64_t count, Vector x) {
+  static Vector log_probabilities(const Model& m, const WalkTile& t, const int32_t* list, int64_t count, Vector x) {
     const TableColumn& first = m.columns[t.dims[list[0]]];
     switch (first.kind) {
       case ColumnKind::gaussian:
@@ -122,7 +123,8 @@ struct TableNadeRules {
     }
   }
 
-  static void evaluate(const TableNadeForward& q, const Tile& t, const float* h, const int32_t* list, int64_t count) {
+  static void evaluate(const TableNadeForward& q, const WalkTile& t, const float* h, const int32_t* list,
+                       int64_t count) {
     const Model& m = q.model;
     outputs(m, t, h, list, count);
     float x[kWidth] = {}, terms[kWidth];
@@ -133,7 +135,7 @@ struct TableNadeRules {
 
   // Values of a mixture, on the columns' grids if they have any.
   template <Family kFamily>
-  static Vector draw_numbers(const Model& m, const Tile& t, const int32_t* list, int64_t count, Vector u,
+  static Vector draw_numbers(const Model& m, const WalkTile& t, const int32_t* list, int64_t count, Vector u,
                              const uint32_t* words) {
     float x[kWidth], floor[kWidth];
     const auto column = [&](int64_t lane) -> const TableColumn& { return m.columns[t.dims[list[lane]]]; };
@@ -150,7 +152,7 @@ struct TableNadeRules {
     return load(x);
   }
 
-  static bool draw(const TableNadeSample& q, const Tile& t, const float* h, const int32_t* list, int64_t count) {
+  static bool draw(const TableNadeSample& q, const WalkTile& t, const float* h, const int32_t* list, int64_t count) {
     const Model& m = q.model;
     const TableColumn& first = m.columns[t.dims[list[0]]];
     outputs(m, t, h, list, count);
@@ -196,13 +198,15 @@ struct TableNadeRules {
 
 }  // namespace
 
-int64_t table_nade_forward_scratch(const TableNadeParameters& model) { return Tile(model, 1, nullptr).size; }
+int64_t table_nade_forward_scratch(const TableNadeParameters& model) { return WalkTile(model, 1, nullptr).size; }
 
 void table_nade_forward(const TableNadeForward& q, int64_t begin_step, int64_t end_step, float* scratch) {
   forward_walks<TableNadeRules>(q, begin_step, end_step, scratch);
 }
 
-int64_t table_nade_sample_scratch(const TableNadeParameters& model) { return Tile(model, kTileWalks, nullptr).size; }
+int64_t table_nade_sample_scratch(const TableNadeParameters& model) {
+  return WalkTile(model, kTileWalks, nullptr).size;
+}
 
 bool table_nade_sample(const TableNadeSample& q, int64_t begin, int64_t end, float* scratch) {
   return sample_walks<TableNadeRules>(q, begin, end, scratch);

@@ -26,7 +26,7 @@ namespace pyar::cpu::PYAR_LEVEL {
 template <class Rules>
 void forward_walks(const ForwardQuery<typename Rules::Model>& q, int64_t begin, int64_t end, float* scratch) {
   const auto& m = q.model;
-  const Tile t(m, 1, scratch);
+  const WalkTile t(m, 1, scratch);
   int64_t r = -1, next = 0, number = begin;  // the sums are those of walk r at step `next`
   while (number < end) {
     const int64_t rows = end - number < kTileWalks ? end - number : kTileWalks;
@@ -65,7 +65,7 @@ void forward_walks(const ForwardQuery<typename Rules::Model>& q, int64_t begin, 
 
 // Draws the steps begin … end−1 of walks first … first + n − 1.
 template <class Rules>
-bool sample_tile(const SampleQuery<typename Rules::Model>& q, const Tile& t, int64_t first, int64_t n) {
+bool sample_tile(const SampleQuery<typename Rules::Model>& q, const WalkTile& t, int64_t first, int64_t n) {
   const auto& m = q.model;
   int64_t rows = 0;  // walks that are under way
   for (int64_t r = first; r < first + n; ++r) {
@@ -112,7 +112,7 @@ bool sample_tile(const SampleQuery<typename Rules::Model>& q, const Tile& t, int
 // Draws walks begin … end−1; returns false if a conditional was not a distribution.
 template <class Rules>
 bool sample_walks(const SampleQuery<typename Rules::Model>& q, int64_t begin, int64_t end, float* scratch) {
-  const Tile t(q.model, kTileWalks, scratch);
+  const WalkTile t(q.model, kTileWalks, scratch);
   const int64_t tiles = (end - begin + kTileWalks - 1) / kTileWalks;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t first = begin + (end - begin) * i / tiles, last = begin + (end - begin) * (i + 1) / tiles;

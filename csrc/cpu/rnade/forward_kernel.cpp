@@ -7,10 +7,10 @@ namespace {
 
 // Samples first … first + n − 1, in N vectors.
 template <int N>
-void forward_tile(const RnadeForward& q, const Tile& t, int64_t first, int64_t n) {
+void forward_tile(const RnadeForward& q, const RnadeTile& t, int64_t first, int64_t n) {
   const RnadeParameters& m = q.model;
-  double total[Tile::kLanes] = {};
-  memset(t.values, 0, Tile::kLanes * sizeof(float));  // lanes without a sample follow along
+  double total[RnadeTile::kLanes] = {};
+  memset(t.values, 0, RnadeTile::kLanes * sizeof(float));  // lanes without a sample follow along
   for (int64_t d = 0; d < m.D; ++d) {
     take_value<N>(m, d, t.values, t.a, t.h);
     output_rows<N>(m, d, N * kWidth, t.h, t.outputs);
@@ -26,10 +26,10 @@ void forward_tile(const RnadeForward& q, const Tile& t, int64_t first, int64_t n
 
 }  // namespace
 
-int64_t rnade_forward_scratch(const RnadeParameters& model) { return Tile(model, nullptr).size; }
+int64_t rnade_forward_scratch(const RnadeParameters& model) { return RnadeTile(model, nullptr).size; }
 
 void rnade_forward(const RnadeForward& q, int64_t begin, int64_t end, float* scratch) {
-  const Tile t(q.model, scratch);
+  const RnadeTile t(q.model, scratch);
   for_tiles(begin, end,
             [&](auto tile, int64_t first, int64_t n) { forward_tile<decltype(tile)::vectors>(q, t, first, n); });
 }

@@ -22,7 +22,7 @@ PYAR_INLINE PhiloxBlock numbered_block(uint64_t seed, uint64_t sample, uint32_t 
 
 // The random words of a tile's samples for the four dimensions of one Philox block.
 struct Words {
-  uint32_t component[4][Tile::kLanes], value[4][Tile::kLanes];
+  uint32_t component[4][RnadeTile::kLanes], value[4][RnadeTile::kLanes];
   int64_t block = -1;
 
   // Fills in those of dimension d for samples first … first + lanes − 1 of the seed, and returns its place.
@@ -36,7 +36,7 @@ struct Words {
   }
 
   static void fill(uint64_t seed, uint64_t first, int64_t lanes, int64_t d, uint32_t number,
-                   uint32_t (&words)[4][Tile::kLanes]) {
+                   uint32_t (&words)[4][RnadeTile::kLanes]) {
     for (int64_t start = 0; start < lanes; start += kPhiloxLanes) {
       PhiloxBlock blocks[kPhiloxLanes];
       for (int64_t i = 0; i < kPhiloxLanes; ++i)
@@ -56,10 +56,10 @@ PYAR_INLINE UnsignedVector load_words(const uint32_t* p) {
 
 // Samples first … first + n − 1, in N vectors. Returns false if a conditional was no distribution.
 template <int N>
-bool sample_tile(const RnadeSample& q, const Tile& t, int64_t first, int64_t n) {
+bool sample_tile(const RnadeSample& q, const RnadeTile& t, int64_t first, int64_t n) {
   const RnadeParameters& m = q.model;
   constexpr int64_t lanes = N * kWidth;
-  double total[Tile::kLanes] = {};
+  double total[RnadeTile::kLanes] = {};
   Words words;
   memset(t.values, 0, lanes * sizeof(float));
   for (int64_t d = 0; d < m.D; ++d) {
@@ -90,10 +90,10 @@ bool sample_tile(const RnadeSample& q, const Tile& t, int64_t first, int64_t n) 
 
 }  // namespace
 
-int64_t rnade_sample_scratch(const RnadeParameters& model) { return Tile(model, nullptr).size; }
+int64_t rnade_sample_scratch(const RnadeParameters& model) { return RnadeTile(model, nullptr).size; }
 
 bool rnade_sample(const RnadeSample& q, int64_t begin, int64_t end, float* scratch) {
-  const Tile t(q.model, scratch);
+  const RnadeTile t(q.model, scratch);
   bool good = true;
   for_tiles(begin, end, [&](auto tile, int64_t first, int64_t n) {
     good = good && sample_tile<decltype(tile)::vectors>(q, t, first, n);

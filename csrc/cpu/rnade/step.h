@@ -86,7 +86,7 @@ PYAR_INLINE void with_family(Family family, const Visit& visit) {
 }
 
 // Work space of a tile of up to kTileVectors vectors. Rows are as long as the tile's vectors, one behind the other.
-struct Tile {
+struct RnadeTile {
   static constexpr int64_t kLanes = kTileVectors * kWidth;
   float* a;        // [H, lanes]
   float* h;        // [H, lanes]
@@ -96,7 +96,7 @@ struct Tile {
   float* terms;    // [lanes]
   int64_t size;    // floats
 
-  Tile(const RnadeParameters& m, float* base) {
+  RnadeTile(const RnadeParameters& m, float* base) {
     int64_t used = 0;
     const auto floats = [&](int64_t count) {
       const int64_t at = used;
