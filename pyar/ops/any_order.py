@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pyar import native
-from pyar.ops.transforms import is_active, needs_gradient
+from pyar.ops.transforms import leaves_to_kernels, needs_gradient
 from pyar.reference.activations import ACTIVATIONS
 
 
@@ -29,11 +27,4 @@ def last_units(a: Tensor, hidden: Sequence[Tensor], activation: str, dropout: fl
 
 def is_native(*parameters: Tensor) -> bool:
     """Whether a walk is a native call; says so if it would be one, were the extension there."""
-    if parameters[0].device.type != "cpu" or is_active() or needs_gradient(parameters):
-        return False
-    if torch.autograd.forward_ad._current_level >= 0:  # forward-mode derivatives, which the kernels do not know
-        return False
-    if native.has_kernels("cpu"):
-        return True
-    native.warn_reference("cpu")
-    return False
+    return not needs_gradient(parameters) and leaves_to_kernels(parameters[0])

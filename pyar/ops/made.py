@@ -72,7 +72,7 @@ def made_log_prob(
     factors = []
     if dropout > 0:
         factors = [functional.dropout(bias.new_ones(len(x), len(bias)), dropout) for bias in (c, *hidden[1::2])]
-    if _runs_natively(V):
+    if transforms.leaves_to_kernels(V):
         keep = transforms.needs_gradient((W, c, *hidden, V, b, *_given(A)))
         place = list(ACTIVATIONS).index(activation)
         return transforms.call(
@@ -231,13 +231,6 @@ def cached_sample(
             total += log_probability(outputs, x[:, d])
         e[:, d * inputs : (d + 1) * inputs] = encode(x[:, d : d + 1], K, e, scalar).flatten(1)
     return x, total
-
-
-def _runs_natively(V: Tensor) -> bool:
-    """Whether the native operation serves: it knows no transforms of torch.func, and no forward-mode derivatives."""
-    if V.device.type != "cpu" or not native.has_kernels("cpu"):
-        return False
-    return not transforms.is_active() and torch.autograd.forward_ad._current_level < 0
 
 
 def _log_prob(

@@ -40,7 +40,7 @@ def rnade_log_prob(
     Args, Raises: as rnade_conditional_log_prob.
     """
     x = _check(x, W, c, rho, V, b, family, activation)
-    if _is_native(V):
+    if transforms.leaves_to_kernels(V):
         return torch.ops.pyar.rnade_log_prob(x, W, c, rho, V, b, *_places(family, activation), float(min_scale))
     return _conditional_log_prob(x, W, c, rho, V, b, family, activation, min_scale).sum(dim=1)
 
@@ -66,7 +66,7 @@ def rnade_conditional_log_prob(
         ValueError: a tensor has the wrong shape or device, or x holds NaN or infinite values.
     """
     x = _check(x, W, c, rho, V, b, family, activation)
-    if _is_native(V):
+    if transforms.leaves_to_kernels(V):
         places = _places(family, activation)
         return torch.ops.pyar.rnade_conditional_log_prob(x, W, c, rho, V, b, *places, float(min_scale))
     return _conditional_log_prob(x, W, c, rho, V, b, family, activation, min_scale)
@@ -105,7 +105,7 @@ def rnade_sample(
     _check_parameters(W, c, rho, V, b, family, activation)
     check_seed(seed, V.device)
     with torch.no_grad():
-        if _is_native(V):
+        if transforms.leaves_to_kernels(V):
             places = _places(family, activation)
             return torch.ops.pyar.rnade_sample(
                 W, c, rho, V, b, *places, float(min_scale), seed, num_samples, first_index, given, order
@@ -146,18 +146,6 @@ def _conditional_log_prob(
     h = ACTIVATIONS[activation](rho[:, None] * a)
     outputs = torch.einsum("bdh,dph->bdp", h, V) + b
     return mixtures.log_prob(outputs.float(), x, family, min_scale)
-
-
-def _is_native(V: Tensor) -> bool:
-    """Whether the operation is a native call; says so if it would be one, were the extension there."""
-    if V.device.type != "cpu" or transforms.is_active():
-        return False
-    if torch.autograd.forward_ad._current_level >= 0:  # forward-mode derivatives, which the kernels do not know
-        return False
-    if native.has_kernels("cpu"):
-        return True
-    native.warn_reference("cpu")
-    return False
 
 
 def _places(family: str, activation: str) -> tuple[int, int]:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pyar import native
+
 _library = torch.library.Library("pyar", "IMPL")
 _functions: dict[str, type[torch.autograd.Function]] = {}
 
@@ -23,6 +25,19 @@ _functions: dict[str, type[torch.autograd.Function]] = {}
 def is_active() -> bool:
     """Whether a transform of torch.func is at work."""
     return torch._C._are_functorch_transforms_active()
+
+
+def leaves_to_kernels(tensor: Tensor) -> bool:
+    """Whether an operation that knows neither transforms nor forward-mode derivatives is a native call on the CPU.
+
+    Says so if it would be one, were the extension there.
+    """
+    if tensor.device.type != "cpu" or is_active() or torch.autograd.forward_ad._current_level >= 0:
+        return False
+    if native.has_kernels("cpu"):
+        return True
+    native.warn_reference("cpu")
+    return False
 
 
 def call(name: str, *arguments: Any) -> Any:
