@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import scipy.stats
 import torch
@@ -71,6 +71,25 @@ def nade_parameters(
         normal(D, P, std=0.5),
         tuple(mlp),
     )
+
+
+class AnyOrderParameters(NamedTuple):
+    """DeepNADE's and TableNADE's parameters as the functions of pyar.ops take them."""
+
+    W: Tensor
+    U: Tensor
+    c: Tensor
+    hidden: tuple[Tensor, ...]
+    V: Tensor
+    b: Tensor
+    activation: str
+
+    def map(self, function: Any) -> AnyOrderParameters:
+        first, hidden = (function(tensor) for tensor in self[:3]), tuple(map(function, self.hidden))
+        return AnyOrderParameters(*first, hidden, function(self.V), function(self.b), self.activation)
+
+    def double(self) -> AnyOrderParameters:
+        return self.map(lambda tensor: tensor.double())
 
 
 def random_states(B: int, D: int, K: int, seed: int = 0, zeros: float = 0.0) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
+from oracle import AnyOrderParameters as Parameters
 from oracle import assert_as_accurate, assert_inverse_cdf, random_states
 from torch import Tensor
 
@@ -18,25 +19,6 @@ from pyar.reference import deep_nade as reference
 from pyar.reference.philox import indexed_uniforms
 
 pytestmark = pytest.mark.skipif(not pyar.build_info()["extension"], reason="pyar's extension is not built")
-
-
-class Parameters(NamedTuple):
-    """DeepNADE's parameters as every function of pyar.ops.deep_nade takes them."""
-
-    W: Tensor
-    U: Tensor
-    c: Tensor
-    hidden: tuple[Tensor, ...]
-    V: Tensor
-    b: Tensor
-    activation: str
-
-    def map(self, function: Any) -> Parameters:
-        first, hidden = (function(tensor) for tensor in self[:3]), tuple(map(function, self.hidden))
-        return Parameters(*first, hidden, function(self.V), function(self.b), self.activation)
-
-    def double(self) -> Parameters:
-        return self.map(lambda tensor: tensor.double())
 
 
 def deep_nade_parameters(

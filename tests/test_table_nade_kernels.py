@@ -6,10 +6,11 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
+from oracle import AnyOrderParameters as Parameters
 from oracle import assert_as_accurate
 from test_table_nade import MIXED, SMALL, everything, masks, random_model
 from torch import Tensor
@@ -24,22 +25,6 @@ from pyar.reference.conditionals import Categories, Conditional, Mixture
 from pyar.reference.philox import indexed_fine_uniforms, indexed_uniforms
 
 pytestmark = pytest.mark.skipif(not pyar.build_info()["extension"], reason="pyar's extension is not built")
-
-
-class Parameters(NamedTuple):
-    """TableNADE's parameters as every function of pyar.ops.table_nade takes them."""
-
-    W: Tensor
-    U: Tensor
-    c: Tensor
-    hidden: tuple[Tensor, ...]
-    V: Tensor
-    b: Tensor
-    activation: str
-
-    def map(self, function: Any) -> Parameters:
-        first, hidden = (function(tensor) for tensor in self[:3]), tuple(map(function, self.hidden))
-        return Parameters(*first, hidden, function(self.V), function(self.b), self.activation)
 
 
 def table_parameters(
